@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first command makes; later ones reuse it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN := $(BIN)/python -W error::SyntaxWarning
+
+.PHONY: setup demo test check bench docs clean
+
+setup: .venv/main .venv/check
+
+# One marker a set of extras, remade when the requirements change.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/main: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[test,examples]'
+	@touch $@
+
+.venv/check: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[check]'
+	@touch $@
+
+.venv/bench: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[bench]'
+	@touch $@
+
+.venv/docs: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+demo: .venv/main
+	$(RUN) examples/bounded_ensemble.py $(ARGS)
+
+test: .venv/main
+	$(RUN) -m pytest -n 2 $(ARGS)
+
+check: .venv/main .venv/check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --warnings
+
+bench: .venv/bench
+	for file in benchmarks/*.py; do $(RUN) $$file || exit 1; done
+
+docs: .venv/docs
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
+
+clean:
+	rm -rf .venv docs/_build examples/output

@@ -1,0 +1,1 @@
+"""Transformations that keep parameters allowed, or draw them there."""

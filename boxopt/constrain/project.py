@@ -1,0 +1,55 @@
+"""Projection of the step: after it, the parameters are in the set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, finished
+from boxopt.core.types import P
+from boxopt.sets.base import ConstraintSet
+
+
+def project(constraint: ConstraintSet) -> GradientTransformation:
+    r"""Project the step onto a set: projected gradient descent, whatever made the step.
+
+    $$ u \mapsto P_C(x + u) - x $$
+
+    It comes after the learning rate, and after decoupled weight decay. From feasible parameters,
+    ``apply_updates(params, updates)`` is in the set exactly, in every dtype, eager, compiled and vmapped: the update is
+    shortened by an ulp where the rounding of the sum would carry it out. It ends *on* a bound wherever the sum can; for
+    exactly active bounds, and infeasible starts in one step, use ``apply_updates(params, updates, within=constraint)``.
+
+    Args:
+        constraint: The set.
+
+    Returns:
+        A step-space transformation without state.
+
+    Raises:
+        ValueError, TypeError: In ``init``, the set does not fit the parameters; the message names the leaf.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.chain(bx.adam(0.1), bx.project(bx.Box(-1.0, 1.0)))
+        >>> params = torch.tensor([0.95, 0.0])
+        >>> updates, state = tx.update(torch.tensor([-1.0, 1.0]), tx.init(params), params)
+        >>> bx.apply_updates(params, updates)
+        tensor([ 1.0000, -0.1000])
+
+    Source:
+        A. A. Goldstein, "Convex programming in Hilbert space", Bulletin of the AMS 70, 1964; D. P. Bertsekas, Nonlinear
+        Programming, 2016, section 3.3.
+    """
+    return GradientTransformation(
+        bind(_constraint_init, constraint=constraint), bind(_project_update, constraint=constraint), finished
+    )
+
+
+def _constraint_init(params: Any, *, constraint: ConstraintSet) -> EmptyState:
+    constraint.check(params)
+    return EmptyState()
+
+
+def _project_update(updates: P, state: Any, params: P, *, constraint: ConstraintSet) -> tuple[P, Any]:
+    target = constraint.project(apply_updates(params, updates))
+    return constraint.land(params, target), state

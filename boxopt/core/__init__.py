@@ -1,0 +1,1 @@
+"""The protocol, the combinators and the pytree helpers that everything else is built on."""

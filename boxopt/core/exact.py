@@ -1,0 +1,139 @@
+"""Floating-point numbers as they are: neighbours, inward rounding, and updates that land where they should.
+
+Adding the update ``u = target - params`` back to ``params`` rounds twice, and the sum can leave the set by an ulp.
+[`land`][] repairs that. Write fl for rounding to the nearest number of the dtype. If |u| ≤ |target − params| in exact
+arithmetic, ``params + u`` lies between ``params`` and ``target``, and so does fl(params + u), because rounding is
+monotone and leaves both ends where they are. Shrinking u by one ulp restores the premise whenever rounding broke it.
+
+Everything here is elementwise on tensors, without branches on their values, and so runs under vmap and compile.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
+
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether the dtype has 16 bits or fewer, so that arithmetic is done in float32 and only its result is rounded."""
+    return torch.finfo(dtype).bits < 32
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the dtype that arithmetic is done in: float32 for 16-bit dtypes, its own otherwise."""
+    return x.float() if is_narrow(x.dtype) else x
+
+
+def like(value: Any, x: Tensor) -> Any:
+    """A hyperparameter in the dtype and on the device of ``x``; Python numbers need neither."""
+    if isinstance(value, Tensor):
+        return value.to(device=x.device, dtype=x.dtype)
+    return value
+
+
+def as_tensor(value: Any, x: Tensor) -> Tensor:
+    """A hyperparameter as a tensor in the dtype and on the device of ``x``."""
+    if isinstance(value, Tensor):
+        return value.to(device=x.device, dtype=x.dtype)
+    return torch.full((), value, dtype=x.dtype, device=x.device)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """``x`` rounded to its dtype, also in a compiled function.
+
+    The inductor computes 16-bit dtypes in float32 and rounds on storing only. A trip through the bit pattern rounds
+    at once; the two ``xor`` keep the compiler from seeing that the trip is the identity. No derivative passes.
+    """
+    if not is_narrow(x.dtype) or not torch.compiler.is_compiling():
+        return x.detach()
+    bits = x.detach().view(torch.int16)
+    return (bits ^ 0x55 ^ 0x55).view(x.dtype)
+
+
+def toward_zero(x: Tensor) -> Tensor:
+    """The next number towards zero, for ``x ≠ 0``. Formats are sign and magnitude, so that is the bit pattern − 1."""
+    return (x.view(_BITS[x.dtype]) - 1).view(x.dtype)
+
+
+def next_up(x: Tensor) -> Tensor:
+    """The least number of the dtype above ``x``: ``nextafter(x, inf)``, in 16-bit dtypes and compiled functions too."""
+    x = rounded(x)
+    bits = x.view(_BITS[x.dtype])
+    smallest = torch.ones_like(bits)
+    return torch.where(x > 0, bits + 1, torch.where(x < 0, bits - 1, smallest)).view(x.dtype)
+
+
+def next_down(x: Tensor) -> Tensor:
+    """The greatest number of the dtype below ``x``."""
+    return -next_up(-x)
+
+
+def replaced(x: Tensor, value: Tensor) -> Tensor:
+    """``value`` with the derivative of ``x``, for corrections of a rounding error."""
+    no_change = x - x.detach()
+    return value.detach() + torch.where(torch.isfinite(no_change.detach()), no_change, 0.0)
+
+
+def inward(bound: Any, x: Tensor, *, up: bool) -> Any:
+    """A bound in the dtype of ``x``, rounded into the set: a lower bound ``up``, an upper bound down.
+
+    A Python number stays a Python number (which is faster in eager mode), except in a compiled function.
+    """
+    if not isinstance(bound, Tensor):
+        if not torch.compiler.is_compiling():
+            return _inward_number(float(bound), x.dtype, up=up)
+        bound = torch.full((), bound, dtype=torch.float64, device=x.device)
+    bound = bound.to(device=x.device)
+    if not bound.is_floating_point():
+        bound = bound.to(torch.float64)
+    cast = bound.to(x.dtype)
+    if torch.promote_types(bound.dtype, x.dtype) == x.dtype:
+        return cast
+    nearest = rounded(cast)
+    back = nearest.to(torch.promote_types(bound.dtype, x.dtype))
+    outside = back < bound.detach() if up else back > bound.detach()
+    neighbour = next_up(nearest) if up else next_down(nearest)
+    return replaced(cast, torch.where(outside, neighbour, nearest))
+
+
+def _inward_number(bound: float, dtype: torch.dtype, *, up: bool) -> float:
+    if dtype == torch.float64 or bound == 0 or not math.isfinite(bound):
+        return bound
+    info = torch.finfo(dtype)
+    _, exponent = math.frexp(bound)
+    digits = 2 - math.frexp(info.eps)[1]  # of the significand, the hidden one included
+    _, least = math.frexp(info.smallest_normal)
+    unit = math.ldexp(1.0, max(exponent, least) - digits)
+    near = (math.ceil(bound / unit) if up else math.floor(bound / unit)) * unit
+    if near > info.max:
+        return math.inf if up else info.max
+    if near < info.min:
+        return info.min if up else -math.inf
+    return near
+
+
+def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
+    """The update u ≈ target − params for which fl(params + u) lies in [lower, upper], if params does.
+
+    ``lower`` and ``upper`` are numbers or tensors of the dtype of ``params``, ±inf where there is no bound, and
+    ``target`` lies between them. From params outside, the sum may still be outside, yet nearer: see the module.
+    """
+    update = target - params
+    step = rounded(update)
+    total = rounded(params.detach() + step)
+    outside = (total < _constant(lower)) | (total > _constant(upper))
+    return replaced(update, torch.where(outside, toward_zero(step), step))
+
+
+def _constant(bound: Any) -> Any:
+    return bound.detach() if isinstance(bound, Tensor) else bound

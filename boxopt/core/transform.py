@@ -1,0 +1,187 @@
+"""The protocol: three pure functions, and what a transformation may ask its chain for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.types import P, ParameterSet
+
+
+class InitFunction(Protocol):
+    """``params -> state``."""
+
+    def __call__(self, params: Any, /) -> Any: ...
+
+
+class UpdateFunction(Protocol):
+    """``(updates, state, params, **extra) -> (updates, state)``."""
+
+    def __call__(self, updates: P, state: Any, params: P, /, *args: Any, **extra: Any) -> tuple[P, Any]: ...
+
+
+class StepSizeFunction(Protocol):
+    """``(new_state, step_size) -> step_size``."""
+
+    def __call__(self, state: Any, step_size: Any, /) -> Any: ...
+
+
+def unchanged(state: Any, step_size: Any) -> Any:
+    """The step size of a transformation that does not scale its updates."""
+    return step_size
+
+
+def finished(state: Any, step_size: Any) -> Any:
+    """The step size of a *step-space* transformation: unchanged, and a mark that the update is now a finished step.
+
+    After a finished step only step-space transformations may follow in a chain: anything else could carry the
+    parameters out of the set again.
+    """
+    return step_size
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions, as in optax, and a third that says how large a step they make.
+
+    Attributes:
+        init: ``params -> state``.
+        update: ``(updates, state, params, **extra) -> (updates, state)``. The updates are gradients at first; what the
+            last member of a chain returns is added to the parameters. ``params`` is always given.
+
+            An update function names what else it needs as keyword arguments, and a chain gives each member what it
+            names: ``step_size``, which the chain works out, or any argument of the caller's (``value=``, say). What no
+            member names is an error.
+        step_size: ``(new_state, step_size) -> step_size``, by what factor the update just made scaled the gradient:
+            the candidate is params − step_size · (search direction). A number, a tensor or a pytree prefix of the
+            parameters; unchanged unless given.
+
+    A transformation pickles if its functions do: make them module-level functions, bound with ``functools.partial``.
+    """
+
+    init: InitFunction
+    update: UpdateFunction
+    step_size: StepSizeFunction = unchanged
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that keeps nothing."""
+
+
+def no_state(params: Any) -> EmptyState:
+    """The ``init`` of a transformation that keeps nothing: it checks the parameters."""
+    tree.check_parameters(params)
+    return EmptyState()
+
+
+def bind(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+    """``functools.partial``, typed loosely: a partial function does not keep the type variables of a protocol."""
+    return partial(function, *arguments, **named)
+
+
+def identity() -> GradientTransformation:
+    """The transformation that returns its updates unchanged.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.identity()
+        >>> tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)), torch.zeros(1))[0]
+        tensor([1.])
+    """
+    return GradientTransformation(no_state, _identity_update)
+
+
+def _identity_update(updates: P, state: Any, params: P) -> tuple[P, Any]:
+    return updates, state
+
+
+def is_identity(transformation: GradientTransformation) -> bool:
+    """Whether this is `identity`, which may stand anywhere in a chain."""
+    return transformation.update is _identity_update
+
+
+def stateless(function: Callable[[P, P], P]) -> GradientTransformation:
+    """The transformation that applies ``function(updates, params) -> updates`` and keeps no state.
+
+    Args:
+        function: A pure function of two trees. Make it a module-level function if the transformation is to be pickled.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> halve = bx.stateless(lambda updates, params: {name: u / 2 for name, u in updates.items()})
+        >>> params = {"w": torch.zeros(1)}
+        >>> halve.update({"w": torch.tensor([1.0])}, halve.init(params), params)[0]
+        {'w': tensor([0.5000])}
+    """
+    return GradientTransformation(no_state, bind(_stateless_update, function=function))
+
+
+def _stateless_update(updates: P, state: Any, params: P, *, function: Callable[[P, P], P]) -> tuple[P, Any]:
+    return function(updates, params), state
+
+
+def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> P:
+    """Add the updates to the parameters, keeping each parameter's dtype.
+
+    Args:
+        params: A tree of tensors.
+        updates: A tree of the same structure and shapes.
+        within: A set to project onto after adding. What a sum cannot do, this does: land on a bound exactly, and reach
+            a small set from far outside in one step. Without it, an update made by `project` keeps feasible parameters
+            feasible all the same.
+
+    Returns:
+        The new parameters; the arguments are left as they are.
+
+    Raises:
+        ValueError: A structure or a shape does not match; the message names the leaf.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.apply_updates(torch.tensor([0.5]), torch.tensor([9.0]), within=bx.Box(0.0, 1.0))
+        tensor([1.])
+    """
+    params = tree.map(_add, params, updates)
+    return params if within is None else within.project(params)
+
+
+def _add(param: Tensor, update: Tensor) -> Tensor:
+    if param.shape != update.shape:
+        raise ValueError(f"the update has shape {tuple(update.shape)}, the parameter {tuple(param.shape)}")
+    return (param + update).to(param.dtype)
+
+
+def members(transformation: GradientTransformation) -> Iterator[GradientTransformation]:
+    """The transformations that a combinator or wrapper was made of: those bound in its partial ``update``."""
+    update = transformation.update
+    if isinstance(update, partial):
+        for bound in (*update.args, *update.keywords.values()):
+            if isinstance(bound, GradientTransformation):
+                yield bound
+            elif isinstance(bound, tuple):
+                yield from (item for item in bound if isinstance(item, GradientTransformation))
+
+
+def accepted(transformation: GradientTransformation) -> frozenset[str] | None:
+    """The names of the keyword arguments that an update takes; None if it takes any.
+
+    A combinator's update has ``**extra`` and passes on what its members take. A function of the user's with ``**extra``
+    takes anything.
+    """
+    update = transformation.update
+    bound = update.keywords if isinstance(update, partial) else {}
+    named = [p for p in inspect.signature(update).parameters.values() if p.name not in bound]
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
+        return frozenset(parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY)
+    names: set[str] = set()
+    inner = tuple(members(transformation))
+    for member in inner:
+        taken = accepted(member)
+        if taken is None:
+            return None
+        names |= taken
+    return frozenset(names) if inner else None

@@ -1,0 +1,71 @@
+"""Hyperparameters: checked where their values can be read, and looked up where they follow a schedule."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.transform import EmptyState
+
+
+def is_true(condition: Any) -> bool:
+    """Whether a condition holds anywhere; False where its values cannot be read."""
+    if not isinstance(condition, Tensor):
+        return bool(condition)
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(condition.any())
+    except RuntimeError:  # under vmap, and of fake and meta tensors
+        return False
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raise a ``ValueError`` if a hyperparameter, or a value in a prefix of them, is negative or NaN."""
+    if callable(value) or torch.compiler.is_compiling():
+        return
+    for path, number in tree.prefix_items(value):
+        place = f"{name} of {tree.name(path)}" if path else name
+        if isinstance(number, bool) or not isinstance(number, (int, float, Tensor)):
+            raise TypeError(f"{place} is a number, a tensor or a schedule, got {type(number).__name__} {number!r:.60}")
+        if is_true(number < 0) or is_true(number != number):
+            raise ValueError(f"{place} is not negative, got {number!r}")
+
+
+class CountState(NamedTuple):
+    """The state of a transformation with a schedule.
+
+    Attributes:
+        count: The number of updates made so far, an int64 scalar.
+    """
+
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (optax's name)
+
+
+def zero_count(params: Any) -> Tensor:
+    """A counter on the parameters' device."""
+    return torch.zeros((), dtype=torch.int64, device=tree.device_of(params))
+
+
+def init_scheduled(params: Any, *, value: Any) -> CountState | EmptyState:
+    """The ``init`` of a transformation whose one hyperparameter may be a schedule."""
+    tree.check_parameters(params)
+    return CountState(zero_count(params)) if callable(value) else EmptyState()
+
+
+def current(value: Any, state: Any) -> Any:
+    """The hyperparameter for the update to be made from this state."""
+    return value(state.count) if callable(value) else value
+
+
+def latest(value: Any, state: Any) -> Any:
+    """The hyperparameter of the update that led to this state."""
+    return value(state.count - 1) if callable(value) else value
+
+
+def advance(state: Any) -> Any:
+    """The state after one more update."""
+    return CountState(state.count + 1) if isinstance(state, CountState) else state

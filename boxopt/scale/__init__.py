@@ -1,0 +1,1 @@
+"""Transformations that scale and redirect gradients."""

@@ -1,0 +1,66 @@
+"""What adaptive scalers share: running averages, their bias, and a square root with a derivative at 0.
+
+Leaves of 16 bits are computed in float32 and stored rounded; the others in their own dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxopt.core import exact, tree
+from boxopt.core.types import Scalar
+
+
+def zeros_like(params: Any) -> Any:
+    """A tree of zeros for a moment."""
+    return tree.map(torch.zeros_like, params)
+
+
+def full_like(params: Any, value: float) -> Any:
+    """A tree of one value for a moment."""
+    return tree.map(lambda x: torch.full_like(x, value), params)
+
+
+def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
+    """Decay · moment + (1 − decay) · update^power, for power 1 or 2."""
+
+    def average(g: Tensor, moment: Tensor) -> Tensor:
+        old, new = exact.wide(moment), exact.wide(g).to(exact.wide(moment).dtype)
+        new = new * new if power == 2 else new
+        if isinstance(decay, Tensor):
+            rate = exact.like(decay, old)
+            return (rate * old + (1 - rate) * new).to(moment.dtype)
+        return torch.lerp(old, new, 1 - decay).to(moment.dtype)
+
+    return tree.map(average, updates, moments)
+
+
+def bias_correction(decay: Scalar, count: Tensor) -> Tensor:
+    """1 − decay^count, the weight that an average started at 0 has received; in float64."""
+    steps = count.to(_precise(count.device))
+    base = decay.to(steps) if isinstance(decay, Tensor) else decay
+    return 1 - base**steps
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """√x for x ≥ 0, with derivative 0 at 0, to any order, where that of ``torch.sqrt`` is infinite."""
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
+def map_wide(function: Callable[..., Tensor], reference: Any, *rest: Any) -> Any:
+    """Map over leaves in the dtype for arithmetic; the results have the dtype of the first tree's leaves."""
+
+    def compute(x: Tensor, *others: Tensor) -> Tensor:
+        first = exact.wide(x)
+        return function(first, *(other.to(first.dtype) for other in others)).to(x.dtype)
+
+    return tree.map(compute, reference, *rest)

@@ -1,0 +1,208 @@
+"""Scaling by the root of averaged or summed squares: RMSProp and Adagrad."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxopt.core import exact, tree
+from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.types import P, Scalar
+from boxopt.scale.moments import full_like, map_wide, safe_sqrt, update_moment, zeros_like
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of `scale_by_rms`: ``nu``, the running average of squared gradients."""
+
+    nu: Any
+
+
+def scale_by_rms(
+    decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = True
+) -> GradientTransformation:
+    r"""Rescale gradients by the root of the running average of their squares.
+
+    $$ v \leftarrow \beta v + (1 - \beta) g^2, \qquad u = g/\sqrt{v + \epsilon} \ \text{ or } \ g/(\sqrt v + \epsilon) $$
+
+    The step size is the factor of $g$.
+
+    Args:
+        decay: β.
+        eps: ε.
+        initial_scale: The first value of v.
+        eps_in_sqrt: ε under the root, as in optax, or outside, as in torch.optim.
+
+    Returns:
+        A gradient-space transformation with a `ScaleByRmsState`.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.scale_by_rms(decay=0.75)
+        >>> tx.update(torch.tensor([3.0]), tx.init(torch.zeros(1)), torch.zeros(1))[0]
+        tensor([2.])
+
+    Source:
+        T. Tieleman and G. Hinton, "Lecture 6.5: RMSProp", Coursera, 2012; `optax.scale_by_rms`.
+    """
+    return GradientTransformation(
+        bind(_rms_init, initial_scale=initial_scale),
+        bind(_rms_update, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
+        bind(_rms_step_size, eps=eps, eps_in_sqrt=eps_in_sqrt),
+    )
+
+
+def _rms_init(params: Any, *, initial_scale: float) -> ScaleByRmsState:
+    tree.check_parameters(params)
+    return ScaleByRmsState(full_like(params, initial_scale))
+
+
+def _rms_update(
+    updates: P, state: ScaleByRmsState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+) -> tuple[P, ScaleByRmsState]:
+    nu = update_moment(updates, state.nu, decay, 2)
+    scaled = map_wide(lambda g, v: g * _rms_factor(v, eps, eps_in_sqrt), updates, nu)
+    return scaled, ScaleByRmsState(nu)
+
+
+def _rms_step_size(state: ScaleByRmsState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
+    return _times(step_size, state.nu, lambda v: _rms_factor(v, eps, eps_in_sqrt))
+
+
+def _rms_factor(v: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
+    eps = exact.like(eps, v)
+    return 1 / (torch.sqrt(v + eps) if eps_in_sqrt else safe_sqrt(v) + eps)
+
+
+class ScaleByStddevState(NamedTuple):
+    """The state of `scale_by_stddev`: running averages of the gradients, ``mu``, and of their squares, ``nu``."""
+
+    mu: Any
+    nu: Any
+
+
+def scale_by_stddev(
+    decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = True
+) -> GradientTransformation:
+    r"""Rescale gradients by the root of their running variance $v - m^2$: centred RMSProp.
+
+    Args:
+        decay: β, of both averages.
+        eps: ε.
+        initial_scale: The first value of v.
+        eps_in_sqrt: ε under the root, as in optax, or outside, as in torch.optim.
+
+    Returns:
+        A gradient-space transformation with a `ScaleByStddevState`; its step size is the factor of the gradient.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.scale_by_stddev(decay=0.5)
+        >>> tx.update(torch.tensor([3.0]), tx.init(torch.zeros(1)), torch.zeros(1))[0]
+        tensor([2.])
+
+    Source:
+        A. Graves, "Generating sequences with recurrent neural networks", 2013; `optax.scale_by_stddev`.
+    """
+    return GradientTransformation(
+        bind(_stddev_init, initial_scale=initial_scale),
+        bind(_stddev_update, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
+        bind(_stddev_step_size, eps=eps, eps_in_sqrt=eps_in_sqrt),
+    )
+
+
+def _stddev_init(params: Any, *, initial_scale: float) -> ScaleByStddevState:
+    tree.check_parameters(params)
+    return ScaleByStddevState(zeros_like(params), full_like(params, initial_scale))
+
+
+def _stddev_update(
+    updates: P, state: ScaleByStddevState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+) -> tuple[P, ScaleByStddevState]:
+    mu = update_moment(updates, state.mu, decay, 1)
+    nu = update_moment(updates, state.nu, decay, 2)
+    scaled = map_wide(lambda g, m, v: g * _rms_factor(_variance(m, v), eps, eps_in_sqrt), updates, mu, nu)
+    return scaled, ScaleByStddevState(mu, nu)
+
+
+def _stddev_step_size(state: ScaleByStddevState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
+    return _times(step_size, state.nu, lambda v, m: _rms_factor(_variance(m, v), eps, eps_in_sqrt), state.mu)
+
+
+def _variance(m: Tensor, v: Tensor) -> Tensor:
+    """V − m², which rounding can take below 0."""
+    variance = v - m * m
+    return torch.where(variance > 0, variance, 0.0)
+
+
+class ScaleByRssState(NamedTuple):
+    """The state of `scale_by_rss`: ``sum_of_squares``, of all gradients so far."""
+
+    sum_of_squares: Any
+
+
+def scale_by_rss(
+    initial_accumulator_value: float = 0.1, eps: Scalar = 1e-7, *, eps_in_sqrt: bool = True
+) -> GradientTransformation:
+    r"""Rescale gradients by the root of the sum of all their squares.
+
+    $$ s \leftarrow s + g^2, \qquad u = g/\sqrt{s + \epsilon} \ \text{ or } \ g/(\sqrt s + \epsilon) $$
+
+    and 0 where $s = 0$. The step size is the factor of $g$.
+
+    Args:
+        initial_accumulator_value: The first value of s.
+        eps: ε.
+        eps_in_sqrt: ε under the root, as in optax, or outside, as in torch.optim.
+
+    Returns:
+        A gradient-space transformation with a `ScaleByRssState`.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.scale_by_rss(initial_accumulator_value=0.0)
+        >>> tx.update(torch.tensor([3.0, 0.0]), tx.init(torch.zeros(2)), torch.zeros(2))[0]
+        tensor([1., 0.])
+
+    Source:
+        J. Duchi, E. Hazan and Y. Singer, "Adaptive subgradient methods for online learning and stochastic
+        optimization", JMLR 12, 2011; `optax.scale_by_rss`.
+    """
+    return GradientTransformation(
+        bind(_rss_init, initial=initial_accumulator_value),
+        bind(_rss_update, eps=eps, eps_in_sqrt=eps_in_sqrt),
+        bind(_rss_step_size, eps=eps, eps_in_sqrt=eps_in_sqrt),
+    )
+
+
+def _rss_init(params: Any, *, initial: float) -> ScaleByRssState:
+    tree.check_parameters(params)
+    return ScaleByRssState(full_like(params, initial))
+
+
+def _rss_update(
+    updates: P, state: ScaleByRssState, params: P, *, eps: Scalar, eps_in_sqrt: bool
+) -> tuple[P, ScaleByRssState]:
+    total = map_wide(lambda s, g: s + g * g, state.sum_of_squares, updates)
+    scaled = map_wide(lambda g, s: g * _rss_factor(s, eps, eps_in_sqrt), updates, total)
+    return scaled, ScaleByRssState(total)
+
+
+def _rss_step_size(state: ScaleByRssState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
+    return _times(step_size, state.sum_of_squares, lambda s: _rss_factor(s, eps, eps_in_sqrt))
+
+
+def _rss_factor(s: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
+    positive = s > 0
+    return torch.where(positive, _rms_factor(torch.where(positive, s, 1.0), eps, eps_in_sqrt), 0.0)
+
+
+def _times(step_size: Any, moments: Any, factor: Any, *rest: Any) -> Any:
+    """The step size times a factor computed from the moments, in the dtype for arithmetic."""
+
+    def scale(v: Tensor, size: Any, *others: Tensor) -> Tensor:
+        v = exact.wide(v)
+        return exact.like(size, v) * factor(v, *(exact.wide(other) for other in others))
+
+    return tree.map(scale, moments, tree.expand(step_size, moments), *rest)

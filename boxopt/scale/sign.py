@@ -1,0 +1,60 @@
+"""Lion's sign of an interpolated momentum."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxopt.core import exact, tree
+from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.types import P, Scalar
+from boxopt.scale.moments import map_wide, update_moment, zeros_like
+
+
+class ScaleByLionState(NamedTuple):
+    """The state of `scale_by_lion`: the running average of gradients, ``mu``."""
+
+    mu: Any
+
+
+def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99) -> GradientTransformation:
+    r"""The sign of an average of gradient and momentum.
+
+    $$ u = \operatorname{sign}(\beta_1 m + (1 - \beta_1) g), \qquad m \leftarrow \beta_2 m + (1 - \beta_2) g $$
+
+    A sign has no metric of its own: the step size is unchanged.
+
+    Args:
+        b1: β₁, the weight of the momentum in the update.
+        b2: β₂, the decay of the momentum.
+
+    Returns:
+        A gradient-space transformation with a `ScaleByLionState`.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.scale_by_lion()
+        >>> tx.update(torch.tensor([3.0, -0.1]), tx.init(torch.zeros(2)), torch.zeros(2))[0]
+        tensor([ 1., -1.])
+
+    Source:
+        X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023; `optax.scale_by_lion`.
+    """
+    return GradientTransformation(_lion_init, bind(_lion_update, b1=b1, b2=b2))
+
+
+def _lion_init(params: Any) -> ScaleByLionState:
+    tree.check_parameters(params)
+    return ScaleByLionState(zeros_like(params))
+
+
+def _lion_update(
+    updates: P, state: ScaleByLionState, params: P, *, b1: Scalar, b2: Scalar
+) -> tuple[P, ScaleByLionState]:
+    def direction(m: Tensor, g: Tensor) -> Tensor:
+        beta = exact.like(b1, m)
+        return torch.sign(beta * m + (1 - beta) * g)
+
+    return map_wide(direction, state.mu, updates), ScaleByLionState(update_moment(updates, state.mu, b2, 1))

@@ -1,0 +1,55 @@
+"""What a constraint set offers. Transformations know sets through these methods alone."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from boxopt.core import tree
+
+P = TypeVar("P")
+
+
+class ConstraintSet:
+    """A closed convex set of parameter trees: a small, immutable pytree of numbers and tensors.
+
+    Its numbers can be batched by ``vmap``, differentiated and learned. Methods that a set cannot offer raise
+    ``NotImplementedError``. ``params``, ``x``, ``y`` and ``gradients`` are trees of one structure.
+    """
+
+    def check(self, params: Any) -> None:
+        """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the set does not fit these parameters."""
+        tree.check_parameters(params)
+
+    def project(self, x: P, step_size: Any = 1.0) -> P:
+        """The nearest point of the set, in the metric 1/step_size: argmin over z of Σ (z − x)²/step_size."""
+        raise NotImplementedError(f"{type(self).__name__} has no projection")
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        """The update that takes ``params`` to ``target``, such that their sum in floating point is in the set.
+
+        ``target`` is in the set, and so must ``params`` be for the promise to hold. ``strictly`` asks for the
+        interior instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no exact update")
+
+    def violation(self, x: Any) -> Tensor:
+        """How far ``x`` is outside, as a scalar in the parameters' units: 0 inside and on the boundary."""
+        raise NotImplementedError(f"{type(self).__name__} has no measure of violation")
+
+    def tangent(self, x: Any, gradients: P) -> P:
+        """The gradients without what would push ``x`` out of the set in a step along −gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no tangent")
+
+    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
+        """The log-barrier −Σ log(slack) as a scalar, extended quadratically where slack < relax."""
+        raise NotImplementedError(f"{type(self).__name__} has no barrier")
+
+    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
+        """The gradient of `barrier`."""
+        raise NotImplementedError(f"{type(self).__name__} has no barrier")
+
+    def prox_barrier(self, y: P, tau: Any) -> P:
+        """The minimizer over x of ½‖x − y‖² − Σ tau·log(slack of x), strictly inside; ``tau`` is a prefix of ``y``."""
+        raise NotImplementedError(f"{type(self).__name__} has no proximal barrier step")
