@@ -296,11 +296,16 @@ def _fresh_compiler():
         yield
 
 
+# The inductor repeats an intermediate result at each use until it has 30 operations; with 5, long formulas such as the
+# barrier's compile in a sixth of the time.
+QUICK = {"realize_opcount_threshold": 5}
+
+
 @every_entry
 def test_compiles_whole_without_recompiling(entry):
-    params = example_params(torch.float32)
+    params = {"a": random_like(torch.zeros(3), 0.3), "b": torch.tensor(0.25)}
     tx = entry.build(Hyper())
-    compiled = torch.compile(tx.update, fullgraph=True)
+    compiled = torch.compile(tx.update, fullgraph=True, options=QUICK)
     state, reference = tx.init(params), tx.init(params)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(4):
@@ -315,12 +320,12 @@ def test_compiles_whole_without_recompiling(entry):
 @pytest.mark.parametrize("mode", ["vmap", "grad", "unrolled"])
 def test_compiles_around_torch_func(entry, mode):
     """Built inside the compiled function from tensors; the tracer and autograd only, since the backend is tried above."""
-    params, h = example_params(members=3), ensemble_hyper(3)
+    params, h = random_like({"a": torch.zeros(3, 2), "b": torch.zeros(3)}, 0.3), ensemble_hyper(3, torch.float32)
 
     def step(params, h):
         tx = entry.build(h)
         state = tx.init(params)
-        for _ in range(3 if mode == "unrolled" else 1):
+        for _ in range(2 if mode == "unrolled" else 1):
             updates, state = tx.update(pytree.tree_map(lambda p: 2 * p, params), state, params)
             params = bx.apply_updates(params, updates)
         return params
@@ -334,7 +339,7 @@ def test_compiles_around_torch_func(entry, mode):
         arguments = (member(params, 0), Hyper(*(x[0] for x in h)))
         function = torch.func.grad(total) if mode == "grad" else step
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert_trees_equal(compiled(*arguments), function(*arguments), rtol=1e-12, atol=1e-12)
+    assert_trees_equal(compiled(*arguments), function(*arguments), rtol=1e-5, atol=1e-6)
 
 
 # --- 6. tree-agnostic ----------------------------------------------------------------------------------------------

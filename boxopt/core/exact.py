@@ -131,7 +131,7 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     update = target - params
     step = rounded(update)
     total = rounded(params.detach() + step)
-    outside = (total < _constant(lower)) | (total > _constant(upper))
+    outside = ((total < _constant(lower)) | (total > _constant(upper))) & (step != 0)
     return replaced(update, torch.where(outside, toward_zero(step), step))
 
 

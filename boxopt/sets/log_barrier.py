@@ -13,13 +13,13 @@ $$ F(a) = a - w - \tau/a + \tau/b = 0, \qquad 0 < a \le L/2. $$
 With one bound, $L = \infty$ and the root is $a = (w + \sqrt{w^2 + 4\tau})/2$, which for $w < 0$ is computed as
 $2\tau/(\sqrt{w^2 + 4\tau} - w)$. With two, only the smooth term $\tau/b$ is linearized, at $a_k$; what remains is a
 quadratic, solved exactly. That is Newton's method with the singular term kept whole. The far wall's term is convex, so
-the iterates come down to the root from above, and their error, as a fraction $e$ of $L$, at least squares:
-$e_{k+1} \le e_k^2$, from $e_1 \le 1/4$. Six steps reach float64 from any start; the far wall never needs a safeguard.
+the iterates come down to the root from above, without a safeguard, and their error, as a fraction $e$ of $L$, at least
+squares: $e_{k+1} \le e_k^2$, from $e_1 \le 1/4$. Three steps and the three below reach float64 from any start.
 
 **Its derivative.** The iteration runs on detached numbers. Newton's own steps $a \leftarrow a - F(a)/F'(a)$, applied to
 its result with the graph attached, leave the value as it is and carry the derivatives: by the implicit function
-theorem one step has the first derivative right, and each further one doubles the order, so that $j$ steps are exact to
-order $2^j - 1$. Three are used: seven orders.
+theorem one step has the first derivative right, and each further one doubles the order and adds one, so that $j$ steps
+are exact to order $2^j - 1$. Three are used: seven orders.
 
 **The barrier's value, extended.** [`relaxed_log`][] continues $-\log s$ below $s = \delta$ by the parabola that meets
 it there in value, slope and curvature: C. Feller and C. Ebenbauer, "Relaxed logarithmic barrier function based model
@@ -31,8 +31,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SOLVE_STEPS = 6
+_SOLVE_STEPS = 3
 _DERIVATIVE_STEPS = 3
+_LARGE, _SMALL = 1e15, 1.2e-38  # in the range of float32 with their squares, and its smallest normal number
 
 
 def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -64,28 +65,25 @@ def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Te
 
 def _nearer_slack(w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
     """The root a of F in (0, length/2]."""
-    tiny = torch.finfo(w.dtype).tiny
     root_tau = tau.sqrt()
-    unbounded = torch.isinf(length)
     half = length / 2
-    a = torch.minimum(_quadratic_root(w, root_tau), half).clamp_min(tiny)
+    no_far_wall = torch.isinf(length)
+    a = _quadratic_root(w, root_tau, torch.zeros_like(w), half)
     for _ in range(_SOLVE_STEPS):
         b = length - a
-        # τ/b² and 1 as shares of their sum: the linearized equation, divided by its leading coefficient 1 + τ/b².
-        far_share = 1 / (1 + (b / root_tau) ** 2)
-        near_share = 1 / (1 + (root_tau / b) ** 2)
-        gap = torch.where(unbounded, torch.zeros_like(b), b - a)
-        a = _quadratic_root(w * near_share - far_share * gap, root_tau * near_share.sqrt())
-        a = torch.minimum(a, half).clamp_min(tiny)
+        pull = (root_tau / b).clamp_max(_LARGE) ** 2  # τ/b², the slope of the far wall's term
+        gap = torch.where(no_far_wall, 0.0, b - a)
+        a = _quadratic_root(w - pull * gap, root_tau, pull, half)
     return a
 
 
-def _quadratic_root(half_sum: Tensor, root_product: Tensor) -> Tensor:
-    """The positive root of a² − half_sum·a − root_product² = 0, without cancellation, overflow or underflow."""
-    discriminant = torch.hypot(half_sum, 2 * root_product)
-    large = (half_sum.abs() + discriminant) / 2
-    small = root_product * (root_product / large.clamp_min(torch.finfo(large.dtype).tiny))
-    return torch.where(half_sum > 0, large, small)
+def _quadratic_root(w: Tensor, root_tau: Tensor, pull: Tensor, limit: Tensor) -> Tensor:
+    """The positive root of (1 + pull)·a² − w·a − τ = 0, without cancellation or overflow, held in (0, limit]."""
+    leading = 1 + pull
+    discriminant = torch.hypot(w, 2 * root_tau * leading.sqrt())
+    large = w.abs() + discriminant
+    root = torch.where(w > 0, large / (2 * leading), root_tau * (2 * root_tau / large.clamp_min(_SMALL)))
+    return torch.minimum(root, limit).clamp_min(_SMALL)
 
 
 def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
@@ -99,15 +97,22 @@ def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
 
 
 def relaxed_log(slack: Tensor, delta: Tensor) -> Tensor:
-    """−log(slack) for slack ≥ delta, continued below by its second-order Taylor polynomial at delta."""
-    regular = slack >= delta
-    ratio = slack / delta
-    log = -torch.log(torch.where(regular, slack, torch.ones_like(slack)))
+    """−log(slack) for slack ≥ delta, continued below by its second-order Taylor polynomial at delta; inf if delta = 0."""
+    regular, delta_is_zero, ratio, delta = _relaxed(slack, delta)
+    log = -torch.log(torch.where(regular, slack, 1.0))
     parabola = ((ratio - 2) ** 2 - 1) / 2 - torch.log(delta)
-    return torch.where(regular, log, parabola)
+    return torch.where(regular, log, torch.where(delta_is_zero, torch.inf, parabola))
 
 
 def relaxed_log_slope(slack: Tensor, delta: Tensor) -> Tensor:
     """The derivative of `relaxed_log` with respect to slack."""
-    regular = slack >= delta
-    return torch.where(regular, -1 / torch.where(regular, slack, torch.ones_like(slack)), (slack / delta - 2) / delta)
+    regular, delta_is_zero, ratio, delta = _relaxed(slack, delta)
+    inverse = -1 / torch.where(regular, slack, 1.0)
+    return torch.where(regular, inverse, torch.where(delta_is_zero, -torch.inf, (ratio - 2) / delta))
+
+
+def _relaxed(slack: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the logarithm holds, where there is no extension, slack/delta, and delta, 1 where it is 0."""
+    is_zero = delta <= 0
+    delta = torch.where(is_zero, 1.0, delta)
+    return torch.where(is_zero, slack >= 0, slack >= delta), is_zero, slack / delta, delta
