@@ -1,4 +1,4 @@
-"""Law 2 at full strength: 10⁷ drawn coordinates for each dtype and execution mode, and beside them the naive formula."""
+"""Law 2 at full strength: 10⁷ drawn coordinates for each dtype and mode, and beside them the naive formula."""
 
 import warnings
 
@@ -125,7 +125,7 @@ def test_the_naive_formula_leaves_the_box(dtype):
 
 @each_dtype
 def test_within_from_far_outside(dtype):
-    low, high, params, updates, g = draw(dtype)
+    low, high, params, updates, _ = draw(dtype)
     inside = (params.double() >= low) & (params.double() <= high)  # the boxes that hold a number of the dtype
     low, high = low[inside], high[inside]
     width = (high - low).clamp_max(1.0)

@@ -319,7 +319,7 @@ def test_compiles_whole_without_recompiling(entry):
 @every_entry
 @pytest.mark.parametrize("mode", ["vmap", "grad", "unrolled"])
 def test_compiles_around_torch_func(entry, mode):
-    """Built inside the compiled function from tensors; the tracer and autograd only, since the backend is tried above."""
+    """Built inside the compiled function from tensors; without the backend, which is tried above."""
     params, h = random_like({"a": torch.zeros(3, 2), "b": torch.zeros(3)}, 0.3), ensemble_hyper(3, torch.float32)
 
     def step(params, h):

@@ -121,7 +121,7 @@ def test_five_derivatives_against_the_closed_form(y):
 
 
 def test_five_derivatives_with_two_bounds():
-    """y as a function of x is elementary: y(x) = x − τ/(x + 1) + τ/(1 − x). x(y(x)) = x, so that its derivatives vanish."""
+    """The inverse y(x) = x − τ/(x + 1) + τ/(1 − x) is elementary, and x(y(x)) = x has no second derivative."""
     tau = 0.2
     box = bx.Box(-1.0, 1.0)
     roundtrip = lambda x: box.prox_barrier(x - tau / (x + 1) + tau / (1 - x), tau)  # noqa: E731

@@ -28,7 +28,7 @@ def full_like(params: Any, value: float) -> Any:
 def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
     """Decay · moment + (1 − decay) · update^power, for power 1 or 2."""
 
-    def average(g: Tensor, moment: Tensor) -> Tensor:
+    def average(moment: Tensor, g: Tensor) -> Tensor:
         old, new = exact.wide(moment), exact.wide(g).to(exact.wide(moment).dtype)
         new = new * new if power == 2 else new
         if isinstance(decay, Tensor):
@@ -36,7 +36,7 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
             return (rate * old + (1 - rate) * new).to(moment.dtype)
         return torch.lerp(old, new, 1 - decay).to(moment.dtype)
 
-    return tree.map(average, updates, moments)
+    return tree.map(average, moments, updates)
 
 
 def bias_correction(decay: Scalar, count: Tensor) -> Tensor:

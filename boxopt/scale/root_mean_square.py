@@ -24,7 +24,8 @@ def scale_by_rms(
 ) -> GradientTransformation:
     r"""Rescale gradients by the root of the running average of their squares.
 
-    $$ v \leftarrow \beta v + (1 - \beta) g^2, \qquad u = g/\sqrt{v + \epsilon} \ \text{ or } \ g/(\sqrt v + \epsilon) $$
+    $$ v \leftarrow \beta v + (1 - \beta) g^2, \qquad
+       u = g/\sqrt{v + \epsilon} \ \text{ or } \ g/(\sqrt v + \epsilon) $$
 
     The step size is the factor of $g$.
 

@@ -97,7 +97,7 @@ def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
 
 
 def relaxed_log(slack: Tensor, delta: Tensor) -> Tensor:
-    """−log(slack) for slack ≥ delta, continued below by its second-order Taylor polynomial at delta; inf if delta = 0."""
+    """−log(slack) for slack ≥ delta, below it the second-order Taylor polynomial at delta, or inf if delta is 0."""
     regular, delta_is_zero, ratio, delta = _relaxed(slack, delta)
     log = -torch.log(torch.where(regular, slack, 1.0))
     parabola = ((ratio - 2) ** 2 - 1) / 2 - torch.log(delta)

@@ -1,0 +1,168 @@
+"""Law 8: each kind of bad input, and the message, which names the leaf, what came and what was expected."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import vmap
+
+import boxopt as bx
+
+PARAMS = {"layer": {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}}
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        (1.0, 0.0, r"lower > upper: lower is 1\.0, upper is 0\.0"),
+        ({"layer": {"weight": 2.0, "bias": 0.0}}, 1.0, r"lower > upper at leaf 'layer\.weight'"),
+        ({"layer": 2.0}, {"layer": {"weight": 3.0, "bias": 1.0}}, r"lower > upper at leaf 'layer\.bias'"),
+        (torch.tensor([0.0, 2.0]), 1.0, r"lower > upper: lower is tensor\(\[0\., 2\.\]\), upper is 1\.0"),
+        (math.nan, 1.0, r"the lower bound is NaN: nan"),
+        (None, {"w": torch.tensor([1.0, math.nan])}, r"the upper bound of leaf 'w' is NaN"),
+        (math.inf, None, r"the lower bound is inf, which leaves nothing"),
+        (None, -math.inf, r"the upper bound is -inf, which leaves nothing"),
+        (
+            torch.zeros(3),
+            torch.ones(2),
+            r"bounds do not broadcast together: lower has shape \(3,\), upper has shape \(2,\)",
+        ),
+    ],
+)
+def test_bounds_that_make_no_box(lower, upper, message):
+    with pytest.raises(ValueError, match=message):
+        bx.Box(lower, upper)
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ("1", "the lower bound is a number, a tensor or None, got str '1'"),
+        (True, "the lower bound is a number, a tensor or None, got bool True"),
+        ({"w": 1j}, "the lower bound of leaf 'w' is a number, a tensor or None, got complex 1j"),
+        (torch.tensor(1j), "the lower bound is a tensor of real numbers, got dtype torch.complex64"),
+    ],
+)
+def test_bounds_that_are_no_numbers(bound, message):
+    with pytest.raises(TypeError, match=message):
+        bx.Box(lower=bound)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (
+            bx.Box(lower={"layer": {"wieght": 0.0}}),
+            r"not a pytree prefix .* the parameters have no leaf 'layer\.wieght'",
+        ),
+        (
+            bx.Box(upper={"layer": {"weight": torch.ones(3, 2), "bias": 1.0}}),
+            r"leaf 'layer\.weight': the upper bound has shape \(3, 2\), which does not broadcast to .* shape \(2, 3\)",
+        ),
+        (
+            bx.Box(upper={"layer": {"weight": 1.0, "bias": torch.ones(4, 3)}}),
+            r"leaf 'layer\.bias': the upper bound has shape \(4, 3\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "build",
+    [
+        bx.project,
+        bx.tangent,
+        lambda box: bx.barrier(box, 1.0),
+        lambda box: bx.penalize(box, 1.0),
+        lambda box: bx.chain(bx.adam(0.1), bx.add_penalty(box, 1.0)),
+    ],
+    ids=["project", "tangent", "barrier", "penalize", "chain"],
+)
+def test_boxes_that_do_not_fit(box, message, build):
+    with pytest.raises(ValueError, match=message):
+        build(box).init(PARAMS)
+
+
+def test_a_box_between_two_numbers_of_the_dtype():
+    box = bx.Box(1.001, 1.002)
+    box.check({"w": torch.zeros(1)})
+    with pytest.raises(
+        ValueError, match=r"leaf 'w': no number of dtype torch.bfloat16 lies between the bounds 1.001 and 1.002"
+    ):
+        bx.project(box).init({"w": torch.zeros(1, dtype=torch.bfloat16)})
+
+
+def test_updates_of_another_structure_or_shape():
+    tx = bx.chain(bx.adam(0.1), bx.project(bx.Box(0.0, 1.0)))
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"lacks leaf 'layer\.bias'"):
+        tx.update({"layer": {"weight": torch.zeros(2, 3)}}, state, PARAMS)
+    with pytest.raises(ValueError, match=r"leaf 'layer\.bias': the update has shape \(1, 3\), the parameter \(3,\)"):
+        bx.apply_updates(PARAMS, {"layer": {"weight": torch.zeros(2, 3), "bias": torch.zeros(1, 3)}})
+    with pytest.raises(ValueError, match=r"unexpected leaf 'layer\.extra'"):
+        bx.apply_updates(
+            PARAMS, {"layer": {"weight": torch.zeros(2, 3), "bias": torch.zeros(3), "extra": torch.zeros(1)}}
+        )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda v: bx.barrier(bx.Box(0.0), v),
+        lambda v: bx.add_barrier(bx.Box(0.0), v),
+        lambda v: bx.penalize(bx.Box(0.0), v),
+        lambda v: bx.add_penalty(bx.Box(0.0), v),
+        bx.L1,
+        bx.L2,
+    ],
+)
+def test_negative_strengths(build):
+    for value in (-1.0, math.nan, torch.tensor([1.0, -1.0])):
+        with pytest.raises(ValueError, match=r"is not negative, got"):
+            build(value)
+    with pytest.raises(TypeError, match="is a number, a tensor or a schedule, got str"):
+        build("1")
+
+
+def test_kinds_and_steps():
+    with pytest.raises(ValueError, match=r"kind is one of 'quadratic', 'exact', 'huber', got 'cubic'"):
+        bx.penalize(bx.Box(0.0), 1.0, "cubic")
+    with pytest.raises(ValueError, match="decay_steps is positive, got 0"):
+        bx.cosine_decay_schedule(1.0, 0)
+
+
+def test_silent_and_defined_where_values_cannot_be_read():
+    """Under vmap: where lower > upper the upper bound wins, and a NaN bound is no bound; never NaN, never an error."""
+    low = torch.tensor([0.0, 2.0, math.nan, 0.0])
+    high = torch.tensor([1.0, 1.0, 1.0, math.nan])
+
+    def step(low, high, x):
+        tx = bx.chain(bx.project(bx.Box(low, high)))
+        return bx.apply_updates(x, tx.update(torch.zeros(3), tx.init(x), x)[0])
+
+    x = torch.tensor([-5.0, 0.5, 5.0]).expand(4, 3)
+    expected = [[0.0, 0.5, 1.0], [1.0, 1.0, 1.0], [-5.0, 0.5, 1.0], [0.0, 0.5, 5.0]]
+    torch.testing.assert_close(vmap(step)(low, high, x), torch.tensor(expected))
+    compiled = torch.compile(vmap(step), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(low, high, x), torch.tensor(expected))
+
+    def barrier(low, high, x):
+        return bx.Box(low, high).prox_barrier(x, 1e-3)
+
+    assert torch.isfinite(vmap(barrier)(low[:2], high[:2], x[:2])).all()
+
+
+@given(
+    lower=st.floats(allow_nan=True, allow_infinity=True),
+    upper=st.floats(allow_nan=True, allow_infinity=True),
+    as_tensor=st.booleans(),
+)
+@settings(deadline=None, max_examples=300, derandomize=True)
+def test_a_box_is_made_exactly_when_it_makes_sense(lower, upper, as_tensor):
+    sensible = lower <= upper and lower != math.inf and upper != -math.inf
+    make = (lambda v: torch.tensor(v, dtype=torch.float64)) if as_tensor else float
+    if sensible:
+        bx.Box({"w": make(lower)}, {"w": make(upper)}).project({"w": torch.zeros(2)})
+    else:
+        with pytest.raises(ValueError, match=r"bound|lower"):
+            bx.Box({"w": make(lower)}, {"w": make(upper)})

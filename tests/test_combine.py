@@ -1,0 +1,245 @@
+"""Chains, masks and groups: what they compute, what they pass on, and what they refuse."""
+
+import pytest
+import torch
+
+import boxopt as bx
+
+BOX = bx.Box(0.0, 1.0)
+
+
+def spy_update(updates, state, params, *, step_size=1.0):
+    return step_size, state
+
+
+def spy():
+    """A step-space transformation that returns the step size it was given."""
+    return bx.GradientTransformation(lambda params: bx.EmptyState(), spy_update, bx.finished)
+
+
+def value_update(updates, state, params, *, value):
+    return value * updates, state
+
+
+def by_value():
+    return bx.GradientTransformation(lambda params: bx.EmptyState(), value_update)
+
+
+def seen_step_size(tx, params, gradients, updates=1):
+    tx = bx.chain(tx, spy())
+    state = tx.init(params)
+    for _ in range(updates):
+        size, state = tx.update(gradients, state, params)
+    return size
+
+
+# --- the step size travels down --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        bx.scale(-0.3),
+        bx.sgd(0.3),
+        bx.chain(bx.chain(bx.scale(0.5)), bx.scale(0.6)),
+        bx.scale_by_schedule(bx.linear_schedule(0.6, 0.0, 2)),
+        bx.masked(bx.sgd(0.3), True),
+        bx.partition({"*": bx.sgd(0.3)}),
+    ],
+)
+def test_step_size_of_a_number(tx):
+    params = torch.ones(3)
+    size = seen_step_size(tx, params, torch.ones(3))
+    if isinstance(tx.init(params), bx.CountState):
+        assert float(size) == 0.6  # that of the update just made, not of the next
+    else:
+        assert float(size) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        bx.scale_by_adam(b1=0.0),
+        bx.scale_by_adam(b1=0.0, eps_root=1e-3),
+        bx.scale_by_rms(),
+        bx.scale_by_rms(eps_in_sqrt=False),
+        bx.scale_by_stddev(),
+        bx.scale_by_rss(),
+        bx.scale_by_rss(0.0, eps_in_sqrt=False),
+    ],
+)
+def test_step_size_is_the_factor_of_the_gradient(scaler):
+    params, gradients = torch.zeros(4), torch.tensor([0.3, -2.0, 1e-3, 7.0])
+    tx = bx.chain(scaler, bx.scale(-0.1))
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    torch.testing.assert_close(updates, -seen_step_size(tx, params, gradients) * gradients)
+
+
+def test_masked_step_size_is_per_leaf():
+    params = {"a": torch.zeros(2), "b": {"c": torch.zeros(1), "d": torch.zeros(1)}}
+    ones = torch.utils._pytree.tree_map(torch.ones_like, params)
+    tx = bx.chain(bx.masked(bx.scale(0.5), {"a": True, "b": False}), bx.masked(bx.scale_by_rms(0.75), "b.c"))
+    size = seen_step_size(tx, params, ones)
+    assert size["a"] == 0.5
+    assert float(size["b"]["c"]) == pytest.approx(2.0)
+    assert size["b"]["d"] == 1.0
+
+
+def test_a_step_size_is_not_computed_for_nobody():
+    def never(state, step_size):
+        raise AssertionError("computed")
+
+    scaler = bx.GradientTransformation(lambda params: bx.EmptyState(), lambda u, s, p: (u, s), never)
+    params = torch.zeros(1)
+    tx = bx.chain(bx.chain(scaler, bx.scale(-1.0)), bx.project(BOX))
+    tx.update(params, tx.init(params), params)
+    with pytest.raises(AssertionError, match="computed"):
+        seen_step_size(scaler, params, params)
+
+
+# --- extra arguments -------------------------------------------------------------------------------------------------
+
+
+def test_extra_arguments_reach_whoever_names_them():
+    params = torch.zeros(1)
+    tx = bx.chain(bx.sgd(1.0), bx.partition({"*": bx.chain(bx.masked(by_value(), True))}), bx.project(bx.Box(-9, 9)))
+    updates, _ = tx.update(torch.ones(1), tx.init(params), params, value=3.0)
+    assert updates == -3
+
+
+def test_a_misspelt_argument_raises():
+    params = torch.zeros(1)
+    tx = bx.chain(by_value(), bx.sgd(1.0))
+    with pytest.raises(TypeError, match=r"'vlaue'; they take 'value'"):
+        tx.update(params, tx.init(params), params, vlaue=3.0)
+    with pytest.raises(TypeError, match=r"takes the argument 'value'; they take no extra argument"):
+        bx.chain(bx.sgd(1.0)).update(params, bx.chain(bx.sgd(1.0)).init(params), params, value=3.0)
+    with pytest.raises(TypeError, match="value"):
+        bx.scale(1.0).update(params, bx.EmptyState(), params, value=3.0)
+
+
+def test_a_users_function_with_any_arguments_gets_them_all():
+    def update(updates, state, params, **extra):
+        return updates * extra["value"], state
+
+    tx = bx.chain(bx.GradientTransformation(lambda params: bx.EmptyState(), update))
+    assert tx.update(torch.ones(1), tx.init(torch.ones(1)), torch.ones(1), value=2.0)[0] == 2
+
+
+# --- what may follow a finished step ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        (bx.project(BOX), bx.scale(0.5)),
+        (bx.project(BOX), bx.add_decayed_weights(0.1)),
+        (bx.barrier(BOX, 1.0), bx.trace(0.9)),
+        (bx.chain(bx.sgd(0.1), bx.project(BOX)), bx.chain(bx.scale(0.5))),
+        (bx.masked(bx.project(BOX), True), bx.scale(0.5)),
+        (bx.project(BOX), bx.masked(bx.scale(0.5), True)),
+        (bx.partition({"*": bx.project(BOX)}), bx.stateless(lambda u, p: u)),
+    ],
+)
+def test_refuses_to_move_a_finished_step(members):
+    with pytest.raises(ValueError, match=r"finished step into a set: it could carry the parameters out again"):
+        bx.chain(*members)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        (bx.project(BOX), bx.barrier(BOX, 1.0)),
+        (bx.prox(bx.L1(1.0)), bx.project(BOX)),
+        (bx.project(BOX), bx.identity()),
+        (bx.sgd(0.1), bx.chain(bx.project(BOX), bx.chain(bx.penalize(BOX, 1.0)))),
+        (bx.partition({"a": bx.chain(bx.sgd(1.0), bx.project(BOX)), "*": bx.sgd(1.0)}),),
+    ],
+)
+def test_allows_what_keeps_it_finished(members):
+    bx.chain(*members)
+
+
+# --- chains, masks, groups -------------------------------------------------------------------------------------------
+
+
+def test_refuses_what_is_no_transformation():
+    with pytest.raises(TypeError, match=r"member 1 of the chain is not a GradientTransformation: 0.5"):
+        bx.chain(bx.identity(), 0.5)
+    with pytest.raises(ValueError, match=r"names of a chain's members differ"):
+        bx.named_chain(("a", bx.identity()), ("a", bx.identity()))
+
+
+def test_named_states():
+    tx = bx.named_chain(("adam", bx.scale_by_adam()), ("lr", bx.scale(-0.1)))
+    params = torch.zeros(2)
+    _, state = tx.update(torch.ones(2), tx.init(params), params)
+    assert int(state["adam"].count) == 1
+    assert state["lr"] == bx.EmptyState()
+
+
+def test_a_state_of_another_chain_is_refused():
+    params = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"the state is of a chain of 1 members, this one has 2"):
+        bx.chain(bx.scale(1.0), bx.scale(1.0)).update(params, bx.chain(bx.scale(1.0)).init(params), params)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"layer": {"weight": False, "bias": True}, "bias": True},
+        "*.bias",
+        lambda params: {"layer": {"weight": False, "bias": True}, "bias": True},
+    ],
+    ids=["tree", "pattern", "function"],
+)
+def test_masks(mask):
+    params = {"layer": {"weight": torch.zeros(1), "bias": torch.zeros(1)}, "bias": torch.zeros(1)}
+    ones = torch.utils._pytree.tree_map(torch.ones_like, params)
+    tx = bx.masked(bx.adam(1.0), mask)
+    state = tx.init(params)
+    assert len(torch.utils._pytree.tree_leaves(state)) == 1 + 2 * 2  # no moments for what is left out
+    updates, _ = tx.update(ones, state, params)
+    assert float(updates["layer"]["weight"]) == 1.0
+    assert float(updates["layer"]["bias"]) == float(updates["bias"]) == pytest.approx(-1.0)
+
+
+def test_a_left_out_leaf_may_be_anything():
+    params = {"w": torch.zeros(2), "steps": torch.tensor(3)}
+    tx = bx.masked(bx.sgd(1.0), "w")
+    updates, _ = tx.update({"w": torch.ones(2), "steps": torch.tensor(0)}, tx.init(params), params)
+    assert bx.apply_updates(params, updates)["steps"] == 3
+
+
+def test_a_mask_holds_booleans():
+    with pytest.raises(ValueError, match=r"leaf 'a': a mask holds booleans, got 1"):
+        bx.masked(bx.sgd(1.0), {"a": 1}).init({"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="not a pytree prefix"):
+        bx.masked(bx.sgd(1.0), {"z": True}).init({"a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "labels", [{"a": "x", "b": "y"}, lambda params: {"a": "x", "b": "y"}], ids=["tree", "function"]
+)
+def test_partition_by_labels(labels):
+    params = {"a": torch.zeros(1), "b": [torch.zeros(1), torch.zeros(1)]}
+    ones = torch.utils._pytree.tree_map(torch.ones_like, params)
+    tx = bx.partition({"x": bx.sgd(1.0), "y": bx.sgd(2.0)}, labels)
+    updates, _ = tx.update(ones, tx.init(params), params)
+    assert updates == {"a": -1, "b": [-2, -2]}
+
+
+def test_partition_by_the_first_pattern_that_matches():
+    params = {"in.bias": torch.zeros(1), "in.weight": torch.zeros(1), "bias": torch.zeros(1)}
+    ones = torch.utils._pytree.tree_map(torch.ones_like, params)
+    tx = bx.partition({"in.*": bx.sgd(1.0), "*.bias": bx.sgd(2.0)})
+    updates, _ = tx.update(ones, tx.init(params), params)
+    assert updates == {"in.bias": -1, "in.weight": -1, "bias": -2}
+
+
+def test_partition_names_the_leaf_without_a_group():
+    params = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"leaf 'b' matches none of the patterns a; end with"):
+        bx.partition({"a": bx.sgd(1.0)}).init(params)
+    with pytest.raises(ValueError, match=r"leaf 'b' has the label 'z', there is none but x, y"):
+        bx.partition({"x": bx.sgd(1.0), "y": bx.sgd(1.0)}, {"a": "x", "b": "z"}).init(params)
