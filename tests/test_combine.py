@@ -85,6 +85,15 @@ def test_masked_step_size_is_per_leaf():
     assert size["b"]["d"] == 1.0
 
 
+def test_step_sizes_of_prefixes_of_different_depth():
+    params = {"a": torch.zeros(2), "b": {"c": torch.zeros(1), "d": torch.zeros(1)}, "e": None}
+    ones = torch.utils._pytree.tree_map(lambda x: None if x is None else torch.ones_like(x), params)
+    shallow, deep = {"a": 2.0, "b": 3.0, "e": 1.0}, {"a": 5.0, "b": {"c": 7.0, "d": 11.0}, "e": 1.0}
+    for first, second in ((shallow, deep), (deep, shallow)):
+        size = seen_step_size(bx.chain(bx.scale(first), bx.scale(second)), params, ones)
+        assert size == {"a": 10.0, "b": {"c": 21.0, "d": 33.0}, "e": 1.0}
+
+
 def test_a_step_size_is_not_computed_for_nobody():
     def never(state, step_size):
         raise AssertionError("computed")

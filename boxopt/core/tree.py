@@ -53,6 +53,9 @@ def is_leaf(value: Any) -> bool:
     return optree.tree_is_leaf(value, none_is_leaf=True, namespace=_NAMESPACE)
 
 
+_single = is_leaf  # for functions with an argument of that name
+
+
 def leaves(tree: PyTree) -> list[Any]:
     """The leaves of a tree, in order; ``None`` has none."""
     return optree.tree_leaves(tree, namespace=_NAMESPACE)
@@ -181,20 +184,16 @@ def expand(prefix: PyTree, tree: PyTree, *, is_leaf: Callable[[Any], bool] | Non
 def combine(function: Callable[[Any, Any], Any], first: PyTree, second: PyTree) -> PyTree:
     """Apply ``function`` to two prefixes of one tree; the result is as deep as the deeper of the two at each place."""
     if is_leaf(first):
-        return map_prefix(lambda value: function(first, value), second)
+        return map(lambda value: function(first, value), second)
     if is_leaf(second):
-        return map_prefix(lambda value: function(value, second), first)
+        return map(lambda value: function(value, second), first)
     return optree.tree_map(
         lambda one, other: combine(function, one, other),
         first,
         second,
         is_leaf=lambda node: node is not first,
-        none_is_leaf=True,
         namespace=_NAMESPACE,
     )
-
-
-_single = is_leaf  # `expand` has an argument of that name
 
 
 def map_prefix(function: Callable[[Any], Any], prefix: PyTree) -> PyTree:
