@@ -1,5 +1,8 @@
 """Sphinx configuration."""
 
+import re
+from typing import Any
+
 import boxopt
 
 project = "boxopt"
@@ -13,3 +16,21 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 myst_enable_extensions = ["dollarmath"]
 exclude_patterns = ["_build"]
+napoleon_use_ivar = True
+
+
+def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings write formulas between dollars, as Markdown does; autodoc reads reStructuredText."""
+    text = "\n".join(lines)
+    text = re.sub(
+        r"^( *)\$\$(.*?)\$\$",
+        lambda found: f"{found[1]}.. math:: {' '.join(found[2].split())}\n",
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    lines[:] = re.sub(r"\$([^$\n]+)\$", r":math:`\1`", text).splitlines()
+
+
+def setup(app: Any) -> None:
+    """Run before napoleon."""
+    app.connect("autodoc-process-docstring", mathematics, priority=100)

@@ -22,14 +22,12 @@ def penalize(
 ) -> GradientTransformation:
     r"""The proximal step of a penalty: draw the candidate towards the set, from every side.
 
-    With the candidate $y = x + u$, the step size $\eta$ that made it, its distance $d = |P_C(y) - y|$, coordinate by
-    coordinate for a box, and $t = \rho\eta$, the candidate moves towards its projection by
+    With the candidate $y = x + u$, the step size η that made it, its distance d from its projection, coordinate by
+    coordinate for a box, and t = ρη, the candidate moves towards its projection:
 
-    | kind | penalty | move |
-    |---|---|---|
-    | quadratic | ρ·d²/2 | d·t/(1 + t) |
-    | exact | ρ·d | min(d, t) |
-    | huber | ρ·d²/2 up to d = δ, ρ·δ(d − δ/2) beyond | d·t/(1 + t), at most δ·t |
+    - for the ``"quadratic"`` penalty, ρ·d²/2, by d·t/(1 + t);
+    - for the ``"exact"`` penalty, ρ·d, by min(d, t);
+    - for the ``"huber"`` penalty, ρ·d²/2 up to d = δ and ρ·δ·(d − δ/2) beyond, by d·t/(1 + t), at most δ·t.
 
     The quadratic one never quite reaches the set; the exact one does, once ρ exceeds the multipliers. Both are stable
     for every ρ, which the penalty's gradient is not.

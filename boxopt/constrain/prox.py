@@ -32,7 +32,7 @@ def prox(regularizer: Regularizer) -> GradientTransformation:
     $$ u \mapsto \arg\min_z r(z) + \tfrac{1}{2\eta}\|z - (x + u)\|^2 \;-\; x $$
 
     **With a box.** For a separable regularizer and a box, first `prox`, then `project`, is the proximal step of both at
-    once; the other order is not. For y = 3, r(x) = |x| and the box [0, 2], prox then project gives 2, the minimizer;
+    once; the other order is not. For y = 3, r(x) = ``|x|`` and the box [0, 2], prox then project gives 2, the minimizer;
     project then prox gives 1.
 
     Args:
