@@ -7,7 +7,7 @@ import boxopt
 
 project = "boxopt"
 author = "The boxopt developers"
-copyright = "2026, the boxopt developers"  # noqa: A001
+copyright = "2026, the boxopt developers"
 release = boxopt.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]
 html_theme = "furo"

@@ -32,8 +32,8 @@ def prox(regularizer: Regularizer) -> GradientTransformation:
     $$ u \mapsto \arg\min_z r(z) + \tfrac{1}{2\eta}\|z - (x + u)\|^2 \;-\; x $$
 
     **With a box.** For a separable regularizer and a box, first `prox`, then `project`, is the proximal step of both at
-    once; the other order is not. For y = 3, r(x) = ``|x|`` and the box [0, 2], prox then project gives 2, the minimizer;
-    project then prox gives 1.
+    once; the other order is not. For y = 3, r(x) = ``|x|`` and the box [0, 2], prox then project gives 2, which is the
+    minimizer; project then prox gives 1.
 
     Args:
         regularizer: `L1`, `L2`, `ElasticNet`, or anything with their two methods.
