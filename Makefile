@@ -40,7 +40,7 @@ check: .venv/main .venv/check
 	$(BIN)/pyright --warnings
 
 bench: .venv/bench
-	for file in benchmarks/*.py; do $(RUN) $$file || exit 1; done
+	for file in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
 
 docs: .venv/docs
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
