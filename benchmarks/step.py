@@ -2,8 +2,8 @@
 
     make bench                        (or: python benchmarks/step.py)
 
-Per-leaf code only: packing and donation are not built yet, and the tables show what they are for. Two hundred leaves are
-not compiled here: leaf by leaf, the inductor needs over eight minutes for them.
+Per-leaf code only: packing and donation are not built yet, and the tables show what they are for. Two hundred leaves
+are not compiled here: leaf by leaf, the inductor needs over eight minutes for them.
 """
 
 from __future__ import annotations
