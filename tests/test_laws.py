@@ -1,7 +1,6 @@
 """The laws of docs/design.md, each over every entry of the registry."""
 
 import pickle
-import warnings
 from typing import NamedTuple
 
 import optree
@@ -168,6 +167,21 @@ def test_vmap_equals_loop(entry):
         assert_trees_equal(member(together, index), alone, rtol=1e-14, atol=1e-14)
 
 
+def test_sixty_four_members_of_the_main_job():
+    """chain(adam → project → barrier), each member with its own rate, strength and bounds, over ten steps."""
+    params, h = example_params(members=64), ensemble_hyper(64)
+
+    def train(params, h):
+        tx = bx.chain(bx.adam(h.lr), bx.project(h.box), bx.barrier(h.box, h.mu))
+        return run(tx, params, 10)[0]
+
+    together = vmap(train, randomness="same")(params, h)
+    for index in range(64):
+        alone = train(member(params, index), Hyper(*(x[index] for x in h)))
+        assert_trees_equal(member(together, index), alone, rtol=1e-12, atol=1e-12)
+        assert float(bx.violation(bx.Box(h.lower[index], h.upper[index]), alone)) == 0
+
+
 @every_entry
 def test_nested_vmap(entry):
     params, h = example_params(members=4), ensemble_hyper(4)
@@ -290,10 +304,6 @@ def test_grad_through_vmap_and_vmap_of_grad(entry):
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
-    with warnings.catch_warnings():
-        # torch's own, on tracing; nothing of ours is hidden: the rest of the suite runs with warnings as errors.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
-        yield
 
 
 # The inductor repeats an intermediate result at each use until it has 30 operations; with 5, long formulas such as the
