@@ -252,3 +252,17 @@ def test_partition_names_the_leaf_without_a_group():
         bx.partition({"a": bx.sgd(1.0)}).init(params)
     with pytest.raises(ValueError, match=r"leaf 'b' has the label 'z', there is none but x, y"):
         bx.partition({"x": bx.sgd(1.0), "y": bx.sgd(1.0)}, {"a": "x", "b": "z"}).init(params)
+
+
+def test_extra_arguments_in_a_compiled_step():
+    torch._dynamo.reset()
+    params = torch.ones(2)
+
+    def step(params, value):
+        tx = bx.chain(by_value(), bx.sgd(1.0), bx.project(bx.Box(-9.0, 9.0)))
+        return tx.update(torch.ones(2), tx.init(params), params, value=value)[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in (2.0, 3.0):
+            assert compiled(params, torch.tensor(value)).tolist() == [-value, -value]

@@ -60,9 +60,13 @@ def rounded(x: Tensor) -> Tensor:
     return (bits ^ 0x55 ^ 0x55).view(x.dtype)
 
 
-def toward_zero(x: Tensor) -> Tensor:
-    """The next number towards zero, for ``x ≠ 0``. Formats are sign and magnitude, so that is the bit pattern − 1."""
-    return (x.view(_BITS[x.dtype]) - 1).view(x.dtype)
+def toward_zero(x: Tensor, where: Tensor) -> Tensor:
+    """The next number towards zero, for ``x ≠ 0``, where a condition holds, and ``x`` elsewhere.
+
+    Formats are sign and magnitude, so that the next number is the bit pattern − 1.
+    """
+    bits = _BITS[x.dtype]
+    return (x.view(bits) - where.to(bits)).view(x.dtype)
 
 
 def next_up(x: Tensor) -> Tensor:
@@ -80,8 +84,8 @@ def next_down(x: Tensor) -> Tensor:
 
 def replaced(x: Tensor, value: Tensor) -> Tensor:
     """``value`` with the derivative of ``x``, for corrections of a rounding error."""
-    no_change = x - x.detach()
-    return value.detach() + torch.where(torch.isfinite(no_change.detach()), no_change, 0.0)
+    no_change = torch.nan_to_num(x - x.detach(), nan=0.0)  # inf − inf
+    return value.detach() + no_change
 
 
 def inward(bound: Any, x: Tensor, *, up: bool) -> Any:
@@ -132,7 +136,7 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     step = rounded(update)
     total = rounded(params.detach() + step)
     outside = ((total < _constant(lower)) | (total > _constant(upper))) & (step != 0)
-    return replaced(update, torch.where(outside, toward_zero(step), step))
+    return replaced(update, toward_zero(step, outside))
 
 
 def _constant(bound: Any) -> Any:
