@@ -1,7 +1,7 @@
 """Floating-point numbers as they are: neighbours, inward rounding, and updates that land where they should.
 
 Adding the update ``u = target - params`` back to ``params`` rounds twice, and the sum can leave the set by an ulp.
-[`land`][] repairs that. Write fl for rounding to the nearest number of the dtype. If |u| ≤ |target − params| in exact
+`land` repairs that. Write fl for rounding to the nearest number of the dtype. If |u| ≤ |target − params| in exact
 arithmetic, ``params + u`` lies between ``params`` and ``target``, and so does fl(params + u), because rounding is
 monotone and leaves both ends where they are. Shrinking u by one ulp restores the premise whenever rounding broke it.
 

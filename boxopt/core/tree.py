@@ -2,7 +2,7 @@
 
 boxopt sees trees as ``torch.func`` does (dicts in insertion order, NamedTuples, lists, registered classes) with one
 difference: ``None`` is an empty tree rather than a leaf, so that a missing parameter is passed over everywhere.
-Importing ``torch.utils._cxx_pytree`` makes optree share torch's registry, so that one call of [`register`][] serves
+Importing ``torch.utils._cxx_pytree`` makes optree share torch's registry, so that one call of `register` serves
 ``torch.func``, ``torch.compile`` and the fast C++ traversals of optree.
 """
 
@@ -144,7 +144,7 @@ def name(path: str) -> str:
 
 
 def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """`map` with the leaf's path, as of [`paths`][], as the first argument."""
+    """`map` with the leaf's path, as of `paths`, as the first argument."""
     structure = optree.tree_structure(tree, namespace=_NAMESPACE)
     columns = [structure.flatten_up_to(other) for other in (tree, *rest)]
     return structure.unflatten([function(*values) for values in zip(paths(tree), *columns, strict=True)])

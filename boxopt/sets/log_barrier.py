@@ -21,7 +21,7 @@ its result with the graph attached, leave the value as it is and carry the deriv
 theorem one step has the first derivative right, and each further one doubles the order and adds one, so that $j$ steps
 are exact to order $2^j - 1$. Three are used: seven orders.
 
-**The barrier's value, extended.** [`relaxed_log`][] continues $-\log s$ below $s = \delta$ by the parabola that meets
+**The barrier's value, extended.** `relaxed_log` continues $-\log s$ below $s = \delta$ by the parabola that meets
 it there in value, slope and curvature: C. Feller and C. Ebenbauer, "Relaxed logarithmic barrier function based model
 predictive control of linear systems", IEEE Transactions on Automatic Control 62(3), 2017.
 """
