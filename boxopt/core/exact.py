@@ -5,16 +5,21 @@ Adding the update ``u = target - params`` back to ``params`` rounds twice, and t
 arithmetic, ``params + u`` lies between ``params`` and ``target``, and so does fl(params + u), because rounding is
 monotone and leaves both ends where they are. Shrinking u by one ulp restores the premise whenever rounding broke it.
 
+The number before u, towards zero, is fl(u·(1 − ε/2)), ε being the dtype's: the product lies between a half and a whole
+ulp below u and rounds to a whole one. That holds for normal u; a subnormal difference is exact and needs no repair.
+
 Everything here is elementwise on tensors, without branches on their values, and so runs under vmap and compile.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _BITS = {
     torch.float64: torch.int64,
@@ -23,10 +28,12 @@ _BITS = {
     torch.float16: torch.int16,
 }
 
+_NARROW = (torch.bfloat16, torch.float16)
+
 
 def is_narrow(dtype: torch.dtype) -> bool:
     """Whether the dtype has 16 bits or fewer, so that arithmetic is done in float32 and only its result is rounded."""
-    return torch.finfo(dtype).bits < 32
+    return dtype in _NARROW
 
 
 def wide(x: Tensor) -> Tensor:
@@ -36,15 +43,20 @@ def wide(x: Tensor) -> Tensor:
 
 def like(value: Any, x: Tensor) -> Any:
     """A hyperparameter in the dtype and on the device of ``x``; Python numbers need neither."""
-    if isinstance(value, Tensor):
-        return value.to(device=x.device, dtype=x.dtype)
-    return value
+    return same_kind(value, x) if isinstance(value, Tensor) else value
+
+
+def same_kind(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` in the dtype and on the device of ``x``; a call of ``to`` that changes nothing is not free."""
+    if value.dtype == x.dtype and value.device == x.device:
+        return value
+    return value.to(device=x.device, dtype=x.dtype)
 
 
 def as_tensor(value: Any, x: Tensor) -> Tensor:
     """A hyperparameter as a tensor in the dtype and on the device of ``x``."""
     if isinstance(value, Tensor):
-        return value.to(device=x.device, dtype=x.dtype)
+        return same_kind(value, x)
     return torch.full((), value, dtype=x.dtype, device=x.device)
 
 
@@ -60,15 +72,6 @@ def rounded(x: Tensor) -> Tensor:
     return (bits ^ 0x55 ^ 0x55).view(x.dtype)
 
 
-def toward_zero(x: Tensor, where: Tensor) -> Tensor:
-    """The next number towards zero, for ``x ≠ 0``, where a condition holds, and ``x`` elsewhere.
-
-    Formats are sign and magnitude, so that the next number is the bit pattern − 1.
-    """
-    bits = _BITS[x.dtype]
-    return (x.view(bits) - where.to(bits)).view(x.dtype)
-
-
 def next_up(x: Tensor) -> Tensor:
     """The least number of the dtype above ``x``: ``nextafter(x, inf)``, in 16-bit dtypes and compiled functions too."""
     x = rounded(x)
@@ -80,6 +83,18 @@ def next_up(x: Tensor) -> Tensor:
 def next_down(x: Tensor) -> Tensor:
     """The greatest number of the dtype below ``x``."""
     return -next_up(-x)
+
+
+def is_constant(*values: Any) -> bool:
+    """Whether nothing can ask for a derivative with respect to these: eager mode, outside of autograd and torch.func.
+
+    Then a faster kernel may be taken whose derivative is not the library's.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def replaced(x: Tensor, value: Tensor) -> Tensor:
@@ -110,6 +125,7 @@ def inward(bound: Any, x: Tensor, *, up: bool) -> Any:
     return replaced(cast, torch.where(outside, neighbour, nearest))
 
 
+@lru_cache(maxsize=1024)
 def _inward_number(bound: float, dtype: torch.dtype, *, up: bool) -> float:
     if dtype == torch.float64 or bound == 0 or not math.isfinite(bound):
         return bound
@@ -130,13 +146,37 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     """The update u ≈ target − params for which fl(params + u) lies in [lower, upper], if params does.
 
     ``lower`` and ``upper`` are numbers or tensors of the dtype of ``params``, ±inf where there is no bound, and
-    ``target`` lies between them. From params outside, the sum may still be outside, yet nearer: see the module.
+    ``target`` lies between them. From params outside, the sum may still be outside, yet nearer: see the module. The
+    repair multiplies the derivative by 1 − ε/2 where it acts, which is a rounding error.
     """
-    update = target - params
+    info = torch.finfo(params.dtype)
+    update = (target - params).clamp(info.min, info.max)
+    if is_unbounded(lower) and is_unbounded(upper):
+        return update
     step = rounded(update)
     total = rounded(params.detach() + step)
-    outside = ((total < _constant(lower)) | (total > _constant(upper))) & (step != 0)
-    return replaced(update, toward_zero(step, outside))
+    outside = clip(total, _constant(lower), _constant(upper)).ne(total).to(params.dtype)
+    if is_narrow(params.dtype) and torch.compiler.is_compiling():
+        return replaced(update, torch.addcmul(step, step, outside, value=-info.eps / 2))
+    return torch.addcmul(update, update, outside, value=-info.eps / 2)
+
+
+def clip(x: Tensor, lower: Any, upper: Any) -> Tensor:
+    """``torch.clamp``, whose derivative at ties is torch's, with numbers and tensors mixed."""
+    if is_unbounded(lower):
+        lower = None
+    if is_unbounded(upper):
+        upper = None
+    if lower is None and upper is None:
+        return x
+    if lower is None or upper is None or isinstance(lower, Tensor) == isinstance(upper, Tensor):
+        return torch.clamp(x, lower, upper)
+    return torch.clamp(torch.clamp(x, min=lower), max=upper)
+
+
+def is_unbounded(bound: Any) -> bool:
+    """Whether a bound is known to be none: an infinite number."""
+    return not isinstance(bound, Tensor) and math.isinf(bound)
 
 
 def _constant(bound: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -65,7 +66,7 @@ def scale_by_adam(
     return GradientTransformation(
         _adam_init,
         bind(_adam_update, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov),
-        bind(_adam_step_size, b2=b2, eps=eps, eps_root=eps_root),
+        bind(_adam_step_size, b1=b1, b2=b2, eps=eps, eps_root=eps_root),
     )
 
 
@@ -88,28 +89,41 @@ def _adam_update(
     count = state.count + 1
     mu = update_moment(updates, state.mu, b1, 1)
     nu = update_moment(updates, state.nu, b2, 2)
-    mean_scale, root_scale = bias_correction(b1, count), bias_correction(b2, count)
+    mean_scale, root = bias_correction(b1, count), _root(count, b1, b2, eps, eps_root)
     mean_scale_ahead = bias_correction(b1, count + 1) if nesterov else mean_scale
 
     def direction(m: Tensor, v: Tensor, g: Tensor) -> Tensor:
-        mean = m / exact.like(mean_scale_ahead, m)
         if nesterov:  # in optax's form: the gradient enters once more
             beta = exact.like(b1, m)
-            mean = beta * mean + (1 - beta) * g / exact.like(mean_scale, m)
-        return mean / _root(v, root_scale, eps, eps_root)
+            m = beta * m * exact.like(mean_scale / mean_scale_ahead, m) + (1 - beta) * g
+        return m / root(v)
 
     return map_wide(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 
 
-def _adam_step_size(state: ScaleByAdamState, step_size: Any, *, b2: Scalar, eps: Scalar, eps_root: Scalar) -> Any:
-    root_scale = bias_correction(b2, state.count)
-    return tree.map(
-        lambda v, size: exact.like(size, exact.wide(v)) / _root(exact.wide(v), root_scale, eps, eps_root),
-        state.nu,
-        tree.expand(step_size, state.nu),
-    )
+def _adam_step_size(
+    state: ScaleByAdamState, step_size: Any, *, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
+) -> Any:
+    mean_scale, root = bias_correction(b1, state.count), _root(state.count, b1, b2, eps, eps_root)
+
+    def size(v: Tensor, outer: Any) -> Tensor:
+        v = exact.wide(v)
+        return exact.like(outer, v) * exact.like(mean_scale, v) / root(v)
+
+    return tree.map(size, state.nu, tree.expand(step_size, state.nu))
 
 
-def _root(v: Tensor, root_scale: Tensor, eps: Scalar, eps_root: Scalar) -> Tensor:
-    """√(v̂ + εᵣ) + ε."""
-    return safe_sqrt(v / exact.like(root_scale, v) + exact.like(eps_root, v)) + exact.like(eps, v)
+def _root(count: Tensor, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar) -> Callable[[Tensor], Tensor]:
+    """(√(v̂ + εᵣ) + ε)·(1 − β₁ᵗ) as a function of v: the first moment's bias is corrected without another pass."""
+    mean_scale = bias_correction(b1, count)
+    factor = mean_scale * mean_scale / bias_correction(b2, count)
+    under_root = None if isinstance(eps_root, float | int) and eps_root == 0 else mean_scale * mean_scale * eps_root
+    added = mean_scale * eps
+
+    def root(v: Tensor) -> Tensor:
+        square = v * exact.like(factor, v)
+        if under_root is not None:
+            square = square + exact.like(under_root, v)
+        return safe_sqrt(square) + exact.like(added, v)
+
+    return root

@@ -29,12 +29,13 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
     """Decay · moment + (1 − decay) · update^power, for power 1 or 2."""
 
     def average(moment: Tensor, g: Tensor) -> Tensor:
-        old, new = exact.wide(moment), exact.wide(g).to(exact.wide(moment).dtype)
+        old = exact.wide(moment)
+        new = exact.like(g, old)
         new = new * new if power == 2 else new
         if isinstance(decay, Tensor):
             rate = exact.like(decay, old)
-            return (rate * old + (1 - rate) * new).to(moment.dtype)
-        return torch.lerp(old, new, 1 - decay).to(moment.dtype)
+            return exact.like(rate * old + (1 - rate) * new, moment)
+        return exact.like(torch.lerp(old, new, 1 - decay), moment)
 
     return tree.map(average, moments, updates)
 
@@ -51,9 +52,11 @@ def _precise(device: torch.device) -> torch.dtype:
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """√x for x ≥ 0, with derivative 0 at 0, to any order, where that of ``torch.sqrt`` is infinite."""
-    positive = x > 0
-    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+    """√x for x ≥ 0, with derivative 0 at 0, to any order, where that of ``torch.sqrt`` is infinite.
+
+    Below the smallest normal number of the dtype it is that number's root, 1e-19 in float32.
+    """
+    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
 
 
 def map_wide(function: Callable[..., Tensor], reference: Any, *rest: Any) -> Any:
@@ -61,6 +64,6 @@ def map_wide(function: Callable[..., Tensor], reference: Any, *rest: Any) -> Any
 
     def compute(x: Tensor, *others: Tensor) -> Tensor:
         first = exact.wide(x)
-        return function(first, *(other.to(first.dtype) for other in others)).to(x.dtype)
+        return exact.like(function(first, *[exact.like(other, first) for other in others]), x)
 
     return tree.map(compute, reference, *rest)

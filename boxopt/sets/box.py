@@ -174,9 +174,11 @@ def _open_limits(x: Tensor, lower: Any, upper: Any) -> tuple[Tensor, Tensor]:
 
 
 def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
-    if isinstance(low, Tensor) or low != -math.inf:
+    if exact.is_constant(x, low, high):
+        return exact.clip(x, low, high)
+    if not exact.is_unbounded(low):
         x = torch.where(x < low, low, x)
-    if isinstance(high, Tensor) or high != math.inf:
+    if not exact.is_unbounded(high):
         x = torch.where(x > high, high, x)
     return x
 
