@@ -19,10 +19,13 @@ from boxopt.constrain.project import project
 from boxopt.constrain.prox import L1, L2, ElasticNet, prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
+from boxopt.core.donation import ConsumedError
+from boxopt.core.pack import Layout, Packed, PackedState, on_leaves, pack, packed
 from boxopt.core.transform import (
     EmptyState,
     GradientTransformation,
     apply_updates,
+    elementwise,
     finished,
     identity,
     stateless,
@@ -30,6 +33,7 @@ from boxopt.core.transform import (
 from boxopt.core.values import CountState
 from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
+from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
 from boxopt.scale.momentum import TraceState, trace
 from boxopt.scale.root_mean_square import (
@@ -57,12 +61,17 @@ __all__ = [
     "L1",
     "L2",
     "Box",
+    "CompiledStep",
+    "ConsumedError",
     "CountState",
     "ElasticNet",
     "EmptyState",
     "GradientTransformation",
+    "Layout",
     "MaskedNode",
     "MaskedState",
+    "Packed",
+    "PackedState",
     "ScaleByAdamState",
     "ScaleByLionState",
     "ScaleByRmsState",
@@ -79,9 +88,11 @@ __all__ = [
     "apply_updates",
     "barrier",
     "chain",
+    "compile",
     "constant_schedule",
     "cosine_decay_schedule",
     "diagnostics",
+    "elementwise",
     "exponential_decay",
     "finished",
     "identity",
@@ -91,8 +102,11 @@ __all__ = [
     "log_barrier",
     "masked",
     "named_chain",
+    "on_leaves",
     "optimality",
     "optimizers",
+    "pack",
+    "packed",
     "partition",
     "penalize",
     "penalty",

@@ -132,6 +132,20 @@ ENTRIES = [
         ),
         lands="closed",
     ),
+    E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
+    E_(
+        ("packed", "partition", "on_leaves"),
+        lambda h: bx.packed(
+            bx.partition(
+                {
+                    "even": bx.chain(bx.adamw(h.lr), bx.project(h.box), bx.barrier(h.box, h.mu)),
+                    "odd": bx.chain(bx.stateless(double), bx.sgd(h.lr), bx.project(h.box)),
+                },
+                bias_labels,
+            )
+        ),
+        lands="closed",
+    ),
 ]
 
 SCHEDULES = {
@@ -145,6 +159,14 @@ SCHEDULES = {
 # Public names that are neither transformations nor schedules, and where they are tested.
 OTHERS = {
     "Box": "test_box.py",
+    "pack": "test_pack.py",
+    "Packed": "test_pack.py",
+    "Layout": "test_pack.py",
+    "PackedState": "a state",
+    "elementwise": "test_pack.py",
+    "compile": "test_compile.py",
+    "CompiledStep": "test_compile.py",
+    "ConsumedError": "test_compile.py",
     "L1": "prox",
     "L2": "prox",
     "ElasticNet": "prox",

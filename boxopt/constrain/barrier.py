@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.core.transform import GradientTransformation, apply_updates, bind, finished
+from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
 from boxopt.sets.base import ConstraintSet
@@ -62,6 +62,7 @@ def _barrier_init(params: Any, *, constraint: ConstraintSet, mu: Any) -> Any:
     return init_scheduled(params, value=mu)
 
 
+@elementwise
 def _barrier_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, mu: Any, step_size: Any = 1.0
 ) -> tuple[P, Any]:
@@ -108,6 +109,7 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
     )
 
 
+@elementwise
 def _add_barrier_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, mu: Any, relax: Any
 ) -> tuple[P, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, apply_updates, bind, finished
+from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
 from boxopt.sets.base import ConstraintSet
@@ -143,6 +143,7 @@ def _penalty_init(params: Any, *, constraint: ConstraintSet, weight: Any) -> Any
     return init_scheduled(params, value=weight)
 
 
+@elementwise
 def _penalize_update(
     updates: P,
     state: Any,
@@ -167,6 +168,7 @@ def _penalize_update(
     return tree.map(move, params, candidate, nearest, tree.expand(strength, params)), advance(state)
 
 
+@elementwise
 def _add_penalty_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, weight: Any, kind: Kind, delta: Any
 ) -> tuple[P, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, finished
+from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 
@@ -50,6 +50,7 @@ def _constraint_init(params: Any, *, constraint: ConstraintSet) -> EmptyState:
     return EmptyState()
 
 
+@elementwise
 def _project_update(updates: P, state: Any, params: P, *, constraint: ConstraintSet) -> tuple[P, Any]:
     target = constraint.project(apply_updates(params, updates))
     return constraint.land(params, target), state

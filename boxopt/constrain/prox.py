@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, finished, no_state
+from boxopt.core.transform import (
+    EmptyState,
+    GradientTransformation,
+    apply_updates,
+    bind,
+    elementwise,
+    finished,
+    no_state,
+)
 from boxopt.core.types import P
 from boxopt.core.values import check_nonnegative
 
@@ -56,6 +64,7 @@ def prox(regularizer: Regularizer) -> GradientTransformation:
     return GradientTransformation(no_state, bind(_prox_update, regularizer=regularizer), finished)
 
 
+@elementwise
 def _prox_update(
     updates: P, state: EmptyState, params: P, *, regularizer: Regularizer, step_size: Any = 1.0
 ) -> tuple[P, EmptyState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boxopt.constrain.project import _constraint_init
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 
@@ -43,5 +43,6 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
     )
 
 
+@elementwise
 def _tangent_update(updates: P, state: Any, params: P, *, constraint: ConstraintSet) -> tuple[P, Any]:
     return constraint.tangent(params, updates), state

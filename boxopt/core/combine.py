@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from boxopt.core import tree
+from boxopt.core.pack import Layout, Packed, _on_leaves_update, on_leaves
 from boxopt.core.transform import GradientTransformation, accepted, bind, finished, is_identity, members
 from boxopt.core.types import P
 
@@ -71,7 +72,7 @@ def _sequence(
         if not isinstance(member, GradientTransformation):
             raise TypeError(f"member {name} of the chain is not a GradientTransformation: {member!r}")
     _refuse_unfinished(names, transformations)
-    return _run(transformations, names if named else None)
+    return _run(tuple(on_leaves(member) for member in transformations), names if named else None)
 
 
 def _run(transformations: tuple[GradientTransformation, ...], names: tuple[str, ...] | None) -> GradientTransformation:
@@ -162,6 +163,8 @@ def _kinds(transformation: GradientTransformation) -> set[str]:
 
 def _describe(transformation: GradientTransformation) -> str:
     function = getattr(transformation.update, "func", transformation.update)
+    if function is _on_leaves_update:
+        return _describe(next(members(transformation)))
     return getattr(function, "__name__", repr(function)).strip("_").removesuffix("_update")
 
 
@@ -208,6 +211,7 @@ def masked(transformation: GradientTransformation, mask: Any) -> GradientTransfo
     Source:
         `optax.masked`; patterns are boxopt's addition.
     """
+    transformation = on_leaves(transformation)
     return GradientTransformation(
         bind(_masked_init, transformation=transformation, mask=mask),
         bind(_masked_update, transformation=transformation),
@@ -216,22 +220,32 @@ def masked(transformation: GradientTransformation, mask: Any) -> GradientTransfo
 
 
 def _masked_init(params: Any, *, transformation: GradientTransformation, mask: Any) -> MaskedState:
-    selection = tree.map(_as_node, tree.expand(_resolve(mask, params), params))
+    leaves = params.unpack() if isinstance(params, Packed) else params
+    selection = tree.map(_as_node, tree.expand(_resolve(mask, leaves), leaves))
+    if isinstance(params, Packed):
+        selection = PackedSelection(selection, params.layout)
     return MaskedState(transformation.init(_keep(selection, params)), selection)
 
 
 def _masked_update(
     updates: P, state: MaskedState, params: P, *, transformation: GradientTransformation, **extra: Any
 ) -> tuple[P, MaskedState]:
+    if "step_size" in extra:
+        extra["step_size"] = _keep_prefix(state.selection, extra["step_size"])
     kept = _keep(state.selection, updates)
     changed, inner = transformation.update(kept, state.inner, _keep(state.selection, params), **extra)
     return _merge(state.selection, changed, updates), MaskedState(inner, state.selection)
 
 
 def _masked_step_size(state: MaskedState, step_size: Any, *, transformation: GradientTransformation) -> Any:
-    outer = tree.expand(step_size, state.selection, is_leaf=_is_node)
-    inner = transformation.step_size(state.inner, _keep(state.selection, outer))
-    return _merge(state.selection, tree.expand(inner, state.selection, is_leaf=_is_node), outer)
+    selection = state.selection
+    inner = transformation.step_size(state.inner, _keep_prefix(selection, step_size))
+    if isinstance(selection, PackedSelection):
+        return _merge(
+            selection, selection.layout.select(selection.flags()).expand(inner), selection.layout.expand(step_size)
+        )
+    outer = tree.expand(step_size, selection, is_leaf=_is_node)
+    return _merge(selection, tree.expand(inner, selection, is_leaf=_is_node), outer)
 
 
 def _resolve(mask: Any, params: Any) -> Any:
@@ -250,13 +264,34 @@ def _is_node(node: Any) -> bool:
     return isinstance(node, (SelectedNode, MaskedNode))
 
 
+class PackedSelection(NamedTuple):
+    """Which leaves of packed parameters are kept: a tree of `SelectedNode` and `MaskedNode`, and their layout."""
+
+    nodes: Any
+    layout: Layout
+
+    def flags(self) -> list[bool]:
+        """Whether each leaf is kept, in the order of the layout."""
+        return [isinstance(node, SelectedNode) for node in tree.leaves_of(self.nodes, _is_node)]
+
+
 def _keep(selection: Any, values: Any) -> Any:
+    if isinstance(selection, PackedSelection):
+        return values.select(selection.flags())
     return tree.map(
         lambda node, value: value if isinstance(node, SelectedNode) else node, selection, values, is_leaf=_is_node
     )
 
 
+def _keep_prefix(selection: Any, prefix: Any) -> Any:
+    if isinstance(selection, PackedSelection):
+        return selection.layout.expand(prefix).select(selection.flags())
+    return _keep(selection, tree.expand(prefix, selection, is_leaf=_is_node))
+
+
 def _merge(selection: Any, kept: Any, others: Any) -> Any:
+    if isinstance(selection, PackedSelection):
+        return others.merge(selection.flags(), kept)
     return tree.map(
         lambda node, mine, other: mine if isinstance(node, SelectedNode) else other,
         selection,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from boxopt.core import tree
+from boxopt.core.donation import refuse_consumed
 from boxopt.core.types import P, ParameterSet
 
 
@@ -68,6 +69,38 @@ class GradientTransformation(NamedTuple):
     step_size: StepSizeFunction = unchanged
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def elementwise(update: F) -> F:
+    """Declare that an update function treats each number by itself, so that it may run on packed parameters.
+
+    What is not declared is given whole leaves: see `boxopt.on_leaves`. The declaration is a promise: the updates, and
+    the state, of a concatenation are the concatenation of the updates.
+
+    Example:
+        >>> import boxopt as bx
+        >>> @bx.elementwise
+        ... def halve(updates, state, params):
+        ...     return torch.utils._pytree.tree_map(lambda u: u / 2, updates), state
+    """
+    update.elementwise = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
+def is_elementwise(transformation: GradientTransformation) -> bool:
+    """Whether a transformation may be given packed parameters: it is declared so, or passes them on.
+
+    A transformation bound to a set is elementwise if the set is ``separable``.
+    """
+    if any(True for _ in members(transformation)):
+        return True
+    update = transformation.update
+    bound = update.keywords.values() if isinstance(update, partial) else ()
+    declared = getattr(getattr(update, "func", update), "elementwise", False)
+    return declared and all(getattr(value, "separable", True) for value in bound)
+
+
 class EmptyState(NamedTuple):
     """The state of a transformation that keeps nothing."""
 
@@ -95,6 +128,7 @@ def identity() -> GradientTransformation:
     return GradientTransformation(no_state, _identity_update)
 
 
+@elementwise
 def _identity_update(updates: P, state: Any, params: P) -> tuple[P, Any]:
     return updates, state
 
@@ -150,9 +184,11 @@ def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> 
 
 
 def _add(param: Tensor, update: Tensor) -> Tensor:
+    refuse_consumed(param, "the parameter")
     if param.shape != update.shape:
         raise ValueError(f"the update has shape {tuple(update.shape)}, the parameter {tuple(param.shape)}")
-    return (param + update).to(param.dtype)
+    total = param + update
+    return total if total.dtype == param.dtype else total.to(param.dtype)
 
 
 def members(transformation: GradientTransformation) -> Iterator[GradientTransformation]:

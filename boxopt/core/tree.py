@@ -18,10 +18,13 @@ import torch
 import torch.utils._cxx_pytree
 import torch.utils._pytree as torch_pytree
 
+from boxopt.core.donation import refuse_consumed
+
 PyTree = Any
 T = TypeVar("T")
 
 _NAMESPACE = "torch"
+_LEAF: Any = optree.tree_structure(torch.zeros(()), namespace=_NAMESPACE)  # pyright: ignore[reportArgumentType]
 
 
 def register(*fields: str) -> Callable[[type[T]], type[T]]:
@@ -59,6 +62,23 @@ _single = is_leaf  # for functions with an argument of that name
 def leaves(tree: PyTree) -> list[Any]:
     """The leaves of a tree, in order; ``None`` has none."""
     return optree.tree_leaves(tree, namespace=_NAMESPACE)
+
+
+def flatten(tree: PyTree) -> tuple[list[Any], Any]:
+    """The leaves of a tree, and its structure, which can be compared and hashed."""
+    if isinstance(tree, torch.Tensor):
+        return [tree], _LEAF
+    return optree.tree_flatten(tree, namespace=_NAMESPACE)
+
+
+def unflatten(structure: Any, leaves: Iterable[Any]) -> PyTree:
+    """The tree of this structure with these leaves."""
+    return next(iter(leaves)) if structure is _LEAF else structure.unflatten(leaves)
+
+
+def leaves_of(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[Any]:
+    """The leaves of a tree in which some containers count as leaves."""
+    return optree.tree_leaves(tree, is_leaf=is_leaf, namespace=_NAMESPACE)
 
 
 def map(
@@ -155,11 +175,16 @@ def matches(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(f".{path}", pattern)
 
 
-def expand(prefix: PyTree, tree: PyTree, *, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+def expand(
+    prefix: PyTree, tree: PyTree, *, is_leaf: Callable[[Any], bool] | None = None, none: float | None = None
+) -> PyTree:
     """Repeat the values of a pytree prefix over the leaves of ``tree``. ``None`` in the prefix is a value.
 
-    The values may be of any kind; the result has the structure of ``tree`` and is meant to be mapped over after it.
+    The values may be of any kind; the result has the structure of ``tree`` and is meant to be mapped over after it. A
+    packed tree lays the values out along its buffers, with the number ``none`` in the place of ``None``.
     """
+    if hasattr(type(tree), "expand_prefix") and not _is_number(prefix):
+        return tree.expand_prefix(prefix, none)
     if _single(prefix):
         return map(lambda _: prefix, tree, is_leaf=is_leaf)
 
@@ -181,8 +206,17 @@ def expand(prefix: PyTree, tree: PyTree, *, is_leaf: Callable[[Any], bool] | Non
         ) from None
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value means the same for every leaf, whatever its shape."""
+    return value is None or isinstance(value, float | int) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+
+
 def combine(function: Callable[[Any, Any], Any], first: PyTree, second: PyTree) -> PyTree:
     """Apply ``function`` to two prefixes of one tree; the result is as deep as the deeper of the two at each place."""
+    if hasattr(type(first), "expand_prefix"):
+        second = expand(second, first)
+    elif hasattr(type(second), "expand_prefix"):
+        first = expand(first, second)
     if is_leaf(first):
         return map(lambda value: function(first, value), second)
     if is_leaf(second):
@@ -260,6 +294,7 @@ def as_value(value: Any) -> Any:
 def check_parameters(params: PyTree) -> None:
     """Raise a ``TypeError`` naming the first leaf that is not a tensor of floating-point numbers."""
     for leaf in leaves(params):
+        refuse_consumed(leaf, "the parameter")
         if not (isinstance(leaf, torch.Tensor) and leaf.is_floating_point()):
             break
     else:

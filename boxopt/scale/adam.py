@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import bias_correction, map_wide, safe_sqrt, update_moment, zeros_like
@@ -58,7 +58,7 @@ def scale_by_adam(
         >>> tx = bx.scale_by_adam()
         >>> params = torch.zeros(2)
         >>> tx.update(torch.tensor([3.0, -0.1]), tx.init(params), params)[0]
-        tensor([ 1., -1.])
+        tensor([ 1.0000, -1.0000])
 
     Source:
         D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015; `optax.scale_by_adam`.
@@ -75,6 +75,7 @@ def _adam_init(params: Any) -> ScaleByAdamState:
     return ScaleByAdamState(zero_count(params), zeros_like(params), zeros_like(params))
 
 
+@elementwise
 def _adam_update(
     updates: P,
     state: ScaleByAdamState,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import map_wide, zeros_like
 
@@ -51,6 +51,7 @@ def _trace_init(params: Any) -> TraceState:
     return TraceState(zeros_like(params))
 
 
+@elementwise
 def _trace_update(updates: P, state: TraceState, params: P, *, decay: Scalar, nesterov: bool) -> tuple[P, TraceState]:
     def accumulate(m: Tensor, g: Tensor) -> Tensor:
         return g + exact.like(decay, m) * m

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import full_like, map_wide, safe_sqrt, update_moment, zeros_like
 
@@ -59,6 +59,7 @@ def _rms_init(params: Any, *, initial_scale: float) -> ScaleByRmsState:
     return ScaleByRmsState(full_like(params, initial_scale))
 
 
+@elementwise
 def _rms_update(
     updates: P, state: ScaleByRmsState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
 ) -> tuple[P, ScaleByRmsState]:
@@ -118,6 +119,7 @@ def _stddev_init(params: Any, *, initial_scale: float) -> ScaleByStddevState:
     return ScaleByStddevState(zeros_like(params), full_like(params, initial_scale))
 
 
+@elementwise
 def _stddev_update(
     updates: P, state: ScaleByStddevState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
 ) -> tuple[P, ScaleByStddevState]:
@@ -182,6 +184,7 @@ def _rss_init(params: Any, *, initial: float) -> ScaleByRssState:
     return ScaleByRssState(full_like(params, initial))
 
 
+@elementwise
 def _rss_update(
     updates: P, state: ScaleByRssState, params: P, *, eps: Scalar, eps_in_sqrt: bool
 ) -> tuple[P, ScaleByRssState]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.combine import masked
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule, Schedule
 from boxopt.core.values import advance, current, init_scheduled, latest
 
@@ -86,6 +86,7 @@ def _scaled_by(factor: Any, sign: int) -> GradientTransformation:
     )
 
 
+@elementwise
 def _scale_update(updates: P, state: Any, params: P, *, factor: Any, sign: int) -> tuple[P, Any]:
     def multiply(update: Tensor, by: Any) -> Tensor:
         u = exact.wide(update)
@@ -132,5 +133,6 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Any = None) 
     return transformation if mask is None else masked(transformation, mask)
 
 
+@elementwise
 def _decay_update(updates: P, state: Any, params: P, *, weight_decay: Any) -> tuple[P, Any]:
     return tree.add_scaled(updates, current(weight_decay, state), params), advance(state)

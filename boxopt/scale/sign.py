@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import map_wide, update_moment, zeros_like
 
@@ -50,6 +50,7 @@ def _lion_init(params: Any) -> ScaleByLionState:
     return ScaleByLionState(zeros_like(params))
 
 
+@elementwise
 def _lion_update(
     updates: P, state: ScaleByLionState, params: P, *, b1: Scalar, b2: Scalar
 ) -> tuple[P, ScaleByLionState]:

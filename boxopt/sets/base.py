@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ class ConstraintSet:
     Its numbers can be batched by ``vmap``, differentiated and learned. Methods that a set cannot offer raise
     ``NotImplementedError``. ``params``, ``x``, ``y`` and ``gradients`` are trees of one structure.
     """
+
+    separable: ClassVar[bool] = False
+    """Whether the set constrains each number by itself, so that it may be given packed parameters."""
 
     def check(self, params: Any) -> None:
         """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the set does not fit these parameters."""

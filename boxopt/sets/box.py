@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Box(ConstraintSet):
 
     lower: Any = None
     upper: Any = None
+    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):
@@ -144,7 +145,9 @@ class Box(ConstraintSet):
 
     def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves of ``x``."""
-        return tree.map(function, x, tree.expand(self.lower, x), tree.expand(self.upper, x), *rest)
+        lower = tree.expand(self.lower, x, none=-math.inf)
+        upper = tree.expand(self.upper, x, none=math.inf)
+        return tree.map(function, x, lower, upper, *rest)
 
 
 def NonNegative() -> Box:  # noqa: N802  (sets are named as classes are)

@@ -1,0 +1,30 @@
+"""Marks on tensors that were donated to a compiled step: their memory now holds the step's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_MARK = "_boxopt_donated_to"
+
+
+class ConsumedError(RuntimeError):
+    """A tensor was used after it had been donated to a compiled step."""
+
+
+def consume(tensor: torch.Tensor, step: str) -> None:
+    """Mark a tensor as donated to a step."""
+    setattr(tensor, _MARK, step)
+
+
+def refuse_consumed(value: Any, place: str) -> None:
+    """Raise a `ConsumedError` if this tensor has been donated."""
+    if torch.compiler.is_compiling():
+        return
+    step = getattr(value, _MARK, None)
+    if step is not None:
+        raise ConsumedError(
+            f"{place} was donated to the compiled step {step!r}, which has overwritten it: use what the step returned, "
+            "or clone it before the call"
+        )

@@ -1,0 +1,1 @@
+"""Running steps: compiled, donated."""

@@ -1,0 +1,217 @@
+"""Packed trees: their layout, what becomes of prefixes and masks, and that the numbers stay the same."""
+
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch.func import functional_call, grad, vmap
+
+import boxopt as bx
+from tests.registry import ENTRIES, Hyper
+from tests.test_laws import assert_trees_equal, example_params, random_like, run
+
+
+class Layer(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+TREE = {
+    "layer": Layer(torch.arange(6.0).reshape(2, 3), torch.ones(2)),
+    "nothing": None,
+    "list": [torch.tensor(7.0), torch.zeros(0, 3), torch.full((2,), 0.5, dtype=torch.float64)],
+}
+
+
+def test_round_trip_and_views():
+    packed, unpack = bx.pack(TREE)
+    assert {name: tuple(b.shape) for name, b in packed.buffers.items()} == {"float32": (9,), "float64": (2,)}
+    assert_trees_equal(unpack(packed), TREE)
+    assert_trees_equal(packed.unpack(), TREE)
+    view = unpack(packed)["layer"].weight
+    assert view.data_ptr() == packed.buffers["float32"].data_ptr()
+    assert TREE["layer"].weight.data_ptr() != packed.buffers["float32"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [torch.arange(6.0).reshape(2, 3).T, torch.arange(12.0)[::3], torch.tensor(2.0).expand(3, 2), torch.zeros(2, 0)],
+    ids=["transposed", "strided", "expanded", "zero size"],
+)
+def test_leaves_of_any_stride(leaf):
+    packed, unpack = bx.pack({"a": leaf, "b": torch.ones(2)})
+    assert_trees_equal(unpack(packed), {"a": leaf, "b": torch.ones(2)})
+
+
+@pytest.mark.parametrize("empty", [{}, None, [], {"a": None}])
+def test_empty_trees(empty):
+    packed, unpack = bx.pack(empty)
+    assert packed.buffers == {}
+    assert unpack(packed) == empty
+    tx = bx.adam(0.1)
+    assert tx.update(packed, tx.init(packed), packed)[0].buffers == {}
+
+
+def test_tied_leaves_are_refused():
+    shared = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"leaf 'b' and leaf 'a' are the same tensor"):
+        bx.pack({"a": shared, "b": shared})
+    with pytest.raises(ValueError, match="the same tensor"):
+        bx.pack({"a": shared, "b": shared.view(3)})
+    bx.pack({"a": torch.zeros(0), "b": torch.zeros(0)})
+
+
+def test_what_is_not_a_dense_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"leaf 'a\.0': only dense tensors.*float"):
+        bx.pack({"a": [1.0]})
+    with pytest.raises(TypeError, match=r"leaf 'a'.*torch\.sparse_coo tensor"):
+        bx.pack({"a": torch.eye(2).to_sparse()})
+
+
+def test_another_tree_is_refused():
+    _, unpack = bx.pack({"a": torch.zeros(2), "b": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"leaf 'b' has shape \(2,\), it was packed with shape \(3,\)"):
+        unpack.pack({"a": torch.zeros(2), "b": torch.zeros(2)})
+    with pytest.raises(ValueError, match="it lacks leaf 'b'"):
+        unpack.pack({"a": torch.zeros(2)})
+    other, _ = bx.pack({"a": torch.zeros(2), "b": torch.zeros(4)})
+    with pytest.raises(ValueError, match="has 6 numbers, the leaves 5"):
+        unpack(other)
+    with pytest.raises(ValueError, match="expected a packed tree"):
+        unpack({"a": torch.zeros(2)})
+    tx = bx.adam(0.1)
+    with pytest.raises(ValueError, match="do not match"):
+        tx.update(other, tx.init(unpack.pack({"a": torch.zeros(2), "b": torch.zeros(3)})), other)
+
+
+def test_gradients_arrive_packed_by_one_gather():
+    packed, unpack = bx.pack({f"w{i}": torch.randn(3, 4) for i in range(5)})
+
+    def loss(p):
+        return sum((leaf**3).sum() for leaf in unpack(p).values())
+
+    gradient = grad(loss)(packed)
+    assert_trees_equal(
+        gradient, bx.Packed({"float32": 3 * packed.buffers["float32"] ** 2}, unpack), rtol=1e-6, atol=1e-6
+    )
+    leaf = packed.buffers["float32"].clone().requires_grad_()
+    total = loss(bx.Packed({"float32": leaf}, unpack))
+    kinds = set()
+    stack = [total.grad_fn]
+    while stack:
+        node = stack.pop()
+        kinds.add(type(node).__name__)
+        stack += [parent for parent, _ in node.next_functions if parent is not None]
+    assert "SplitWithSizesBackward0" in kinds
+    assert not kinds & {"SliceBackward0", "NarrowBackward0", "SelectBackward0"}  # each would fill a buffer of zeros
+
+
+def test_ensembles_pack_with_vmap_or_batch_dims():
+    params = {"w": torch.randn(4, 2, 3), "b": torch.randn(4, 3)}
+    packed, unpack = bx.pack(params, batch_dims=1)
+    assert packed.buffers["float32"].shape == (4, 9)
+    assert_trees_equal(unpack(packed), params)
+    inside = vmap(lambda p: bx.pack(p)[0])(params)
+    assert_trees_equal(inside.buffers, packed.buffers)
+    assert_trees_equal(vmap(lambda p: bx.pack(p)[1](bx.pack(p)[0]))(params), params)
+    assert_trees_equal(vmap(unpack)(packed), params)
+    with pytest.raises(ValueError, match=r"leaf 'b' has shape \(3,\).*begin with \(4,\)"):
+        bx.pack({"w": torch.zeros(4, 2), "b": torch.zeros(3)}, batch_dims=1)
+
+
+def test_functional_call_and_compile():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    packed, unpack = bx.pack(params)
+    x = torch.randn(5, 3)
+
+    def loss(p):
+        return functional_call(model, unpack(p), (x,)).square().mean()
+
+    compiled = torch.compile(grad(loss), fullgraph=True)
+    assert_trees_equal(compiled(packed), grad(loss)(packed), rtol=1e-5, atol=1e-6)
+    leafwise = grad(lambda p: functional_call(model, p, (x,)).square().mean())(params)
+    assert_trees_equal(unpack(grad(loss)(packed)), leafwise, rtol=1e-6, atol=1e-7)
+    round_trip = torch.compile(lambda p: bx.pack(p)[1](bx.pack(p)[0]), fullgraph=True, backend="aot_eager")
+    assert_trees_equal(round_trip(params), params)
+
+
+def test_prefixes_are_laid_out():
+    packed, unpack = bx.pack({"w": torch.zeros(2, 2), "b": torch.zeros(3)})
+    rows = unpack.expand({"w": torch.tensor([[1.0], [2.0]]), "b": 3.0}, packed)
+    assert rows.buffers["float32"].tolist() == [1, 1, 2, 2, 3, 3, 3]
+    assert unpack.expand({"w": 2.0, "b": 2.0}, packed).buffers == {"float32": 2.0}
+    assert unpack.expand(None, packed).buffers == {"float32": None}
+    with pytest.raises(ValueError, match=r"leaf 'w': a value of shape \(3,\) does not broadcast"):
+        unpack.expand({"w": torch.zeros(3), "b": 0.0}, packed)
+
+
+def test_a_bound_without_a_float32_number_is_still_rounded_into_the_box():
+    params = {"a": torch.full((3,), 0.05), "b": torch.full((3,), 0.05)}
+    packed, unpack = bx.pack(params)
+    box = bx.Box(lower={"a": 0.1, "b": None}, upper={"a": None, "b": 0.7})
+    projected = unpack(box.project(packed))
+    assert_trees_equal(projected, box.project(params))
+    assert (projected["a"].double() >= 0.1).all()
+    assert unpack(box.project(unpack.pack({"a": torch.full((3,), 9.0), "b": torch.full((3,), 9.0)})))["a"][0] == 9.0
+    prepared = bx.Box(unpack.expand({"a": 0.1, "b": 0.2}, packed))
+    assert_trees_equal(unpack(prepared.project(packed)), bx.Box({"a": 0.1, "b": 0.2}).project(params))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
+@pytest.mark.parametrize("how", ["packed", "pack", "pack, stacked"])
+def test_packed_equals_leafwise(entry, how):
+    members = 3 if "stacked" in how else None
+    params, tx = example_params(members=members), entry.build(Hyper())
+    expected, _, _ = run(tx, params)
+    if how == "packed":
+        found, _, _ = run(bx.packed(tx), params)
+    else:
+        values, unpack = bx.pack(params, batch_dims=0 if members is None else 1)
+        state, found = tx.init(values), params
+        for step in range(4):
+            gradients = pytree.tree_map(lambda p, n: 2 * p + n, found, random_like(found, 1.0, seed=step))
+            updates, state = tx.update(unpack.pack(gradients), state, values)
+            values = bx.apply_updates(values, updates)
+            found = unpack(values)
+    assert_trees_equal(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_rates_and_weights_by_leaf():
+    params = {"w": torch.ones(2, 2), "b": torch.ones(3)}
+    rates = {"w": 0.1, "b": torch.tensor([0.2, 0.3, 0.4])}
+    tx = bx.chain(
+        bx.scale_by_adam(), bx.add_decayed_weights({"w": 0.1, "b": 0.0}), bx.scale_by_learning_rate(rates),
+        bx.barrier(bx.Box(0.0, {"w": 2.0, "b": None}), 0.01),
+    )  # fmt: skip
+    assert_trees_equal(run(bx.packed(tx), params)[0], run(tx, params)[0], rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_not_declared_elementwise_gets_whole_leaves():
+    def centred(updates, state, params):
+        return pytree.tree_map(lambda u: u - u.mean(), updates), state
+
+    mine = bx.GradientTransformation(lambda params: bx.EmptyState(), centred)
+    params = {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[2.0], [4.0]])}
+    for tx in (bx.chain(mine, bx.adam(0.1)), bx.masked(mine, {"a": True, "b": False}), mine):
+        plain = run(tx, params)[0]
+        assert_trees_equal(run(bx.packed(tx), params)[0], plain, rtol=1e-6, atol=1e-7)
+    values, _ = bx.pack(params)
+    tx = bx.on_leaves(mine)
+    assert tx.update(values, tx.init(values), values)[0].buffers["float32"].tolist() == [-2, 2, -1, 1]
+    assert bx.on_leaves(bx.adam(0.1)).update is bx.adam(0.1).update or bx.on_leaves(bx.identity()) == bx.identity()
+
+
+def test_layouts_compare_and_pickle():
+    _, one = bx.pack(TREE)
+    _, two = bx.pack(pytree.tree_map(lambda x: None if x is None else x + 1, TREE))
+    _, other = bx.pack({"a": torch.zeros(3)})
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != other
+    assert pickle.loads(pickle.dumps(one)) == one
+    packed, unpack = bx.pack(TREE)
+    copy = pickle.loads(pickle.dumps(packed))
+    assert_trees_equal(unpack(copy), TREE)
