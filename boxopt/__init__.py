@@ -35,6 +35,7 @@ from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
+from boxopt.scale.clipping import clip, clip_by_global_norm
 from boxopt.scale.momentum import TraceState, trace
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
@@ -88,6 +89,8 @@ __all__ = [
     "apply_updates",
     "barrier",
     "chain",
+    "clip",
+    "clip_by_global_norm",
     "compile",
     "constant_schedule",
     "cosine_decay_schedule",

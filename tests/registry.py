@@ -71,6 +71,12 @@ ENTRIES = [
     E_(("scale_by_learning_rate",), lambda h: bx.scale_by_learning_rate(h.lr)),
     E_(("scale_by_schedule",), lambda h: bx.scale_by_schedule(schedule(h))),
     E_(("add_decayed_weights",), lambda h: bx.add_decayed_weights(h.weight)),
+    E_(("clip",), lambda h: bx.clip(h.weight)),
+    E_(
+        ("clip_by_global_norm",),
+        lambda h: bx.clip_by_global_norm(h.weight),
+        exempt={"stacked": "the norm is over all that it is given"},
+    ),
     E_(("trace",), lambda h: bx.trace(h.weight, nesterov=True)),
     E_(("scale_by_adam",), lambda h: bx.scale_by_adam(eps_root=1e-8)),
     E_(("scale_by_adam", "nesterov"), lambda h: bx.scale_by_adam(b1=h.weight, nesterov=True)),

@@ -59,6 +59,14 @@ OPTAX = {
         lambda: bx.chain(bx.add_decayed_weights(0.1), bx.adam(0.01)),
         lambda: optax.chain(optax.add_decayed_weights(0.1), optax.adam(0.01)),
     ),
+    "clip": (
+        lambda: bx.chain(bx.clip(0.2), bx.sgd(0.01, 0.8)),
+        lambda: optax.chain(optax.clip(0.2), optax.sgd(0.01, 0.8)),
+    ),
+    "clip_by_global_norm": (
+        lambda: bx.chain(bx.clip_by_global_norm(0.3), bx.sgd(0.02, 0.8)),
+        lambda: optax.chain(optax.clip_by_global_norm(0.3), optax.sgd(0.02, 0.8)),
+    ),
     "schedule": (
         lambda: bx.adam(bx.warmup_cosine_decay_schedule(0.0, 0.02, 10, 150, 1e-3)),
         lambda: optax.adam(optax.warmup_cosine_decay_schedule(0.0, 0.02, 10, 150, 1e-3)),

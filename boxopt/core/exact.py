@@ -99,8 +99,8 @@ def is_constant(*values: Any) -> bool:
 
 def replaced(x: Tensor, value: Tensor) -> Tensor:
     """``value`` with the derivative of ``x``, for corrections of a rounding error."""
-    no_change = torch.nan_to_num(x - x.detach(), nan=0.0)  # inf − inf
-    return value.detach() + no_change
+    finite = x.detach().abs() <= torch.finfo(x.dtype).max  # not isfinite, which the inductor does not vectorize
+    return value.detach() + torch.where(finite, x - x.detach(), 0.0)
 
 
 def inward(bound: Any, x: Tensor, *, up: bool) -> Any:
@@ -159,6 +159,17 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     if is_narrow(params.dtype) and torch.compiler.is_compiling():
         return replaced(update, torch.addcmul(step, step, outside, value=-info.eps / 2))
     return torch.addcmul(update, update, outside, value=-info.eps / 2)
+
+
+def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
+    """The nearest number between two bounds; at a tie its derivative is that of the identity. A NaN bound is none."""
+    if is_constant(x, low, high):
+        return clip(x, low, high)
+    if not is_unbounded(low):
+        x = torch.where(x < low, low, x)
+    if not is_unbounded(high):
+        x = torch.where(x > high, high, x)
+    return x
 
 
 def clip(x: Tensor, lower: Any, upper: Any) -> Tensor:

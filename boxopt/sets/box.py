@@ -76,7 +76,7 @@ class Box(ConstraintSet):
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         """The nearest point of the box, which is the same in every diagonal metric; its sums stay exact."""
-        return self._map(lambda leaf, lower, upper: _clamp(leaf, *_limits(leaf, lower, upper)), x)
+        return self._map(lambda leaf, lower, upper: exact.clamp(leaf, *_limits(leaf, lower, upper)), x)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         """The update whose sum with ``params`` is in the box, or strictly inside it: see `boxopt.core.exact`."""
@@ -139,7 +139,7 @@ class Box(ConstraintSet):
             candidate = exact.wide(leaf)
             low, high = (exact.as_tensor(limit, candidate) for limit in _limits(leaf, lower, upper))
             solution = prox_log_barrier(candidate, exact.as_tensor(weight, candidate), low, high)
-            return _clamp(solution.to(leaf.dtype), *_open_limits(leaf, lower, upper))
+            return exact.clamp(solution.to(leaf.dtype), *_open_limits(leaf, lower, upper))
 
         return self._map(solve, y, tree.expand(tau, y))
 
@@ -174,16 +174,6 @@ def _open_limits(x: Tensor, lower: Any, upper: Any) -> tuple[Tensor, Tensor]:
     inner_low, inner_high = exact.replaced(low, exact.next_up(low)), exact.replaced(high, exact.next_down(high))
     empty = inner_low > inner_high
     return torch.where(empty, low, inner_low), torch.where(empty, high, inner_high)
-
-
-def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
-    if exact.is_constant(x, low, high):
-        return exact.clip(x, low, high)
-    if not exact.is_unbounded(low):
-        x = torch.where(x < low, low, x)
-    if not exact.is_unbounded(high):
-        x = torch.where(x > high, high, x)
-    return x
 
 
 def _each_wall(function: Callable[..., Tensor], relax: Any, x: Tensor, lower: Any, upper: Any) -> Tensor:

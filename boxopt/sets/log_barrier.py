@@ -33,7 +33,8 @@ from torch import Tensor
 
 _SOLVE_STEPS = 3
 _DERIVATIVE_STEPS = 3
-_LARGE, _SMALL = 1e15, 1.2e-38  # in the range of float32 with their squares, and its smallest normal number
+_LARGE = {torch.float32: 1e18, torch.float64: 1e150}
+_SMALL = 1.2e-38  # above the smallest normal number of float32
 
 
 def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -47,8 +48,10 @@ def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Te
     w = torch.where(mirrored, from_upper, from_lower)
     length = upper - lower
     length = torch.where(length > 0, length, torch.ones_like(length))
-    free = torch.isinf(w)  # no bound on either side, or y infinite
+    free = (from_lower >= torch.inf) & (from_upper >= torch.inf) | ~(w.abs() < torch.inf)  # no bound, or y infinite
     w = torch.where(free, torch.zeros_like(w), w)
+    large = _LARGE[w.dtype]
+    w = w.clamp(-large, large)  # so that squares are finite; further from the wall the barrier is below an ulp
 
     a = _nearer_slack(w.detach(), tau.detach(), length.detach())
     for _ in range(_DERIVATIVE_STEPS):
@@ -67,32 +70,29 @@ def _nearer_slack(w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
     """The root a of F in (0, length/2]."""
     root_tau = tau.sqrt()
     half = length / 2
-    no_far_wall = torch.isinf(length)
-    a = _quadratic_root(w, root_tau, torch.zeros_like(w), half)
+    a = _quadratic_root(w, tau, torch.zeros_like(w), half)
     for _ in range(_SOLVE_STEPS):
         b = length - a
-        pull = (root_tau / b).clamp_max(_LARGE) ** 2  # τ/b², the slope of the far wall's term
-        gap = torch.where(no_far_wall, 0.0, b - a)
-        a = _quadratic_root(w - pull * gap, root_tau, pull, half)
+        pull = (root_tau / b).clamp_max(1e15) ** 2  # τ/b², the slope of the far wall's term
+        gap = torch.where(length < torch.inf, b - a, 0.0)
+        a = _quadratic_root(w - pull * gap, tau, pull, half)
     return a
 
 
-def _quadratic_root(w: Tensor, root_tau: Tensor, pull: Tensor, limit: Tensor) -> Tensor:
-    """The positive root of (1 + pull)·a² − w·a − τ = 0, without cancellation or overflow, held in (0, limit]."""
+def _quadratic_root(w: Tensor, tau: Tensor, pull: Tensor, limit: Tensor) -> Tensor:
+    """The positive root of (1 + pull)·a² − w·a − τ = 0, without cancellation, held in (0, limit]."""
     leading = 1 + pull
-    discriminant = torch.hypot(w, 2 * root_tau * leading.sqrt())
-    large = w.abs() + discriminant
-    root = torch.where(w > 0, large / (2 * leading), root_tau * (2 * root_tau / large.clamp_min(_SMALL)))
+    large = w.abs() + torch.sqrt(w * w + 4 * tau * leading)
+    ahead = w > 0
+    root = torch.where(ahead, large, 2 * tau) / torch.where(ahead, 2 * leading, large.clamp_min(_SMALL))
     return torch.minimum(root, limit).clamp_min(_SMALL)
 
 
 def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
-    """F(a)/F'(a), with a² and τ divided by the larger of the two so that nothing overflows."""
-    scale = torch.maximum(a, tau.sqrt()).detach()
-    near, tau = a / scale, tau / scale / scale
+    """F(a)/F'(a), numerator and denominator times a²."""
     ratio = a / (length - a)
-    step = a * (near * ((a - w) / scale) - tau * (1 - ratio)) / (near * near + tau * (1 + ratio * ratio))
-    # At the root the step is rounding error. Where it is not, τ has underflowed: a is the wall, and stays there.
+    step = a * (a * (a - w) - tau * (1 - ratio)) / (a * a + tau * (1 + ratio * ratio))
+    # At the root the step is rounding error. Where it is not, τ or a² has underflowed: a is the wall, and stays there.
     return torch.where((step.abs() <= a / 2).detach(), step, torch.zeros_like(step))
 
 
