@@ -2,7 +2,7 @@
 
     make bench                        (or: python benchmarks/ensemble.py [--curve])
 
-The networks are 8 → 16 → 1 with tanh, on 64 examples of their own; the step takes gradients, Adam and a box. The peers are
+The networks are 8 → 16 → 1 with tanh, on 64 examples of their own; the step takes gradients, Adam and a box. Peers are
 the loop over torch.optim (which is what people write) and JAX's jit(vmap) with optax.
 """
 

@@ -66,19 +66,15 @@ def stepper(tx: bx.GradientTransformation) -> Callable[..., tuple]:
 
 
 def donated(tx: bx.GradientTransformation, shapes: Shapes, leaves: bool = False) -> Callable[[], object]:
-    """Packed, compiled, donated; with gradients packed already, or as leaves that the step gathers."""
+    """Packed, compiled, donated; with gradients packed already, or as leaves that are gathered first."""
     params, gradients = draw(shapes)
     packed, unpack = bx.pack(params)
-    state = tx.init(packed)
-    step = stepper(tx)
-    if leaves:
-        fast = bx.compile(lambda p, s, g: step(p, s, unpack.pack(g)), donate_argnums=(0, 1))
-    else:
-        fast, gradients = bx.compile(step, donate_argnums=(0, 1)), unpack.pack(gradients)
-    held = [packed, state]
+    fast = bx.compile(stepper(tx), donate_argnums=(0, 1))
+    ready = unpack.pack(gradients)
+    held = [packed, tx.init(packed)]
 
     def call() -> None:
-        held[:] = fast(*held, gradients)
+        held[:] = fast(*held, unpack.pack(gradients) if leaves else ready)
 
     return call
 

@@ -2,10 +2,12 @@
 
 import gc
 import os
+import re
 
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._inductor.utils import run_and_get_code
 from torch.func import grad, vmap
 
 import boxopt as bx
@@ -249,6 +251,34 @@ def test_a_donated_step_allocates_nothing_of_the_models_size():
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         small(params, state, gradients)
     assert sum(max(event.cpu_memory_usage, 0) for event in profile.function_events) > 3 * 4 * size
+
+
+def test_a_chain_of_six_is_one_pass_over_memory():
+    """Four model sizes are read and three written, in one loop, without a buffer in between."""
+    size, box = 100_000, bx.Box(-0.5, 0.5)
+    tx = bx.chain(
+        bx.clip(1.0),
+        bx.scale_by_adam(),
+        bx.add_decayed_weights(1e-4),
+        bx.scale_by_learning_rate(1e-3),
+        bx.project(box),
+        bx.barrier(box, 1e-6),
+    )
+
+    def whole(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return bx.apply_updates(params, updates), state
+
+    params, gradients = torch.rand(size) - 0.5, torch.randn(size)
+    fast = bx.compile(whole, donate_argnums=(0, 1))
+    _, codes = run_and_get_code(fast, params, tx.init(params), gradients)
+    code = "\n".join(codes)
+    assert code.count("for(int64_t") == 1
+    assert f"empty_strided_cpu(({size}" not in code
+    read, written = set(re.findall(r"loadu\((\w+) \+", code)), set(re.findall(r"\.store\((\w+) \+", code))
+    assert len(read) == 4
+    assert len(written) == 3
+    assert written < read
 
 
 @pytest.mark.gpu

@@ -22,8 +22,9 @@ from boxopt.core import tree
 from boxopt.core.donation import consume, refuse_consumed
 
 # The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
-# proximal step) compile in a sixth of the time; in a fused kernel the results stay in registers all the same.
-_OPTIONS = {"realize_opcount_threshold": 5}
+# proximal step) compile in a sixth of the time. Each intermediate then counts as a step of a fused kernel, of which 64
+# are allowed: a chain of five would become two passes with nine buffers of the model's size between them.
+_OPTIONS = {"realize_opcount_threshold": 5, "max_fusion_size": 1000}
 
 
 def compile(

@@ -117,14 +117,15 @@ def _adam_step_size(
 def _root(count: Tensor, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar) -> Callable[[Tensor], Tensor]:
     """(√(v̂ + εᵣ) + ε)·(1 − β₁ᵗ) as a function of v: the first moment's bias is corrected without another pass."""
     mean_scale = bias_correction(b1, count)
-    factor = mean_scale * mean_scale / bias_correction(b2, count)
-    under_root = None if isinstance(eps_root, float | int) and eps_root == 0 else mean_scale * mean_scale * eps_root
-    added = mean_scale * eps
+    factor = exact.cast_once(mean_scale * mean_scale / bias_correction(b2, count))
+    no_eps_root = isinstance(eps_root, float | int) and eps_root == 0
+    under_root = None if no_eps_root else exact.cast_once(mean_scale * mean_scale * eps_root)
+    added = exact.cast_once(mean_scale * eps)
 
     def root(v: Tensor) -> Tensor:
-        square = v * exact.like(factor, v)
+        square = v * factor(v)
         if under_root is not None:
-            square = square + exact.like(under_root, v)
-        return safe_sqrt(square) + exact.like(added, v)
+            square = square + under_root(v)
+        return safe_sqrt(square) + added(v)
 
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -88,11 +89,20 @@ def _scaled_by(factor: Any, sign: int) -> GradientTransformation:
 
 @elementwise
 def _scale_update(updates: P, state: Any, params: P, *, factor: Any, sign: int) -> tuple[P, Any]:
-    def multiply(update: Tensor, by: Any) -> Tensor:
-        u = exact.wide(update)
-        return (u * (sign * exact.like(by, u))).to(update.dtype)
+    value = current(factor, state)
+    if tree.is_leaf(value) and not (isinstance(value, Tensor) and value.ndim):
+        one = exact.cast_once(sign * value)
+        return tree.map(lambda update: _times(update, one), updates), advance(state)
 
-    return tree.map(multiply, updates, tree.expand(current(factor, state), updates)), advance(state)
+    def multiply(update: Tensor, by: Any) -> Tensor:
+        return _times(update, lambda u: sign * exact.like(by, u))
+
+    return tree.map(multiply, updates, tree.expand(value, updates)), advance(state)
+
+
+def _times(update: Tensor, factor: Callable[[Tensor], Any]) -> Tensor:
+    u = exact.wide(update)
+    return exact.like(u * factor(u), update)
 
 
 def _scale_step_size(state: Any, step_size: Any, *, factor: Any) -> Any:
