@@ -18,6 +18,11 @@ def consume(tensor: torch.Tensor, step: str) -> None:
     setattr(tensor, _MARK, step)
 
 
+def is_consumed(value: Any) -> bool:
+    """Whether this tensor has been donated; for eager code that is in a hurry."""
+    return getattr(value, _MARK, None) is not None
+
+
 def refuse_consumed(value: Any, place: str) -> None:
     """Raise a `ConsumedError` if this tensor has been donated."""
     if torch.compiler.is_compiling():

@@ -172,6 +172,8 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     repair multiplies the derivative by 1 − ε/2 where it acts, which is a rounding error.
     """
     info = torch.finfo(params.dtype)
+    if is_constant(params, target, lower, upper):
+        return _land_in_place(params, target, lower, upper)
     update = (target - params).clamp(info.min, info.max)
     if is_unbounded(lower) and is_unbounded(upper):
         return update
@@ -181,6 +183,17 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     if is_narrow(params.dtype) and torch.compiler.is_compiling():
         return replaced(update, torch.addcmul(step, step, outside, value=-info.eps / 2))
     return torch.addcmul(update, update, outside, value=-info.eps / 2)
+
+
+def _land_in_place(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
+    """`land` where no derivative is asked for: the same numbers with half the kernels' memory."""
+    info = torch.finfo(params.dtype)
+    update = torch.sub(target, params).clamp_(info.min, info.max)
+    if is_unbounded(lower) and is_unbounded(upper):
+        return update
+    total = params + update
+    outside = clip(total, lower, upper).ne_(total)
+    return update.addcmul_(update, outside, value=-info.eps / 2)
 
 
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:

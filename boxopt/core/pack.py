@@ -7,6 +7,7 @@ masks) is laid out along the buffers; what needs whole leaves runs on their view
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,25 +67,46 @@ class Layout:
                 raise ValueError(
                     f"buffer {name!r} has {buffer.shape[-1]} numbers, the leaves {sum(sizes)}: another tree was packed"
                 )
+            lead = tuple(buffer.shape[:-1])
             # The derivative of one split is one concatenation; that of slices would be a buffer of zeros for each.
             for index, flat in zip(indices, torch.split(buffer, sizes, dim=-1), strict=True):
-                views[index] = flat.reshape(buffer.shape[:-1] + self.shapes[index])
-        return tree.map(lambda index: views[index], self.structure)
+                views[index] = flat.view(lead + self.shapes[index])
+        return self._unflatten(views)
 
     def pack(self, values: Any) -> Packed:
         """A tree of this structure and these shapes (gradients, say), packed; the dtypes may differ."""
-        leaves = tree.leaves(tree.map(lambda _, value: value, self.structure, values))
+        leaves = self._flatten(values)
+        skip = self.batch_dims
         for path, shape, leaf in zip(self.paths, self.shapes, leaves, strict=True):
-            if tuple(leaf.shape[self.batch_dims :]) != shape:
+            if (leaf.shape[skip:] if skip else leaf.shape) != shape:
                 raise ValueError(
                     f"{tree.name(path)} has shape {tuple(leaf.shape)}, it was packed with shape {shape}"
-                    + (f" after {self.batch_dims} batch dimensions" if self.batch_dims else "")
+                    + (f" after {skip} batch dimensions" if skip else "")
                 )
         buffers = {
-            name: torch.cat([_flat(leaves[index], self.batch_dims) for index in indices], dim=-1)
+            name: torch.cat([_flat(leaves[index], skip) for index in indices], dim=-1)
             for name, indices in self._groups().items()
         }
         return Packed(buffers, self)
+
+    def _flatten(self, values: Any) -> list[Any]:
+        """What stands in the place of each leaf."""
+        if torch.compiler.is_compiling():
+            return tree.leaves(tree.map(lambda _, value: value, self.structure, values))
+        try:
+            return self._spec.flatten_up_to(values)
+        except (ValueError, TypeError):
+            tree.explain_mismatch(self.structure, values)
+            raise
+
+    def _unflatten(self, leaves: list[Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return tree.map(lambda index: leaves[index], self.structure)
+        return self._spec.unflatten(leaves)
+
+    @functools.cached_property
+    def _spec(self) -> Any:
+        return tree.flatten(self.structure)[1]
 
     def expand(self, prefix: Any, like: Packed | None = None, none: float | None = None) -> Packed:
         """A pytree prefix of the original tree, laid out along buffers, on the devices of those of ``like``.
@@ -313,8 +335,10 @@ def _refuse_tied(paths: list[str], leaves: list[Tensor]) -> None:
 
 
 def _flat(leaf: Tensor, batch_dims: int) -> Tensor:
-    lead = leaf.shape[:batch_dims]
-    return leaf.reshape((*lead, -1)) if leaf.numel() else leaf.new_zeros((*lead, 0))
+    if batch_dims:
+        lead = tuple(leaf.shape[:batch_dims])
+        return leaf.reshape((*lead, -1)) if leaf.numel() else leaf.new_zeros((*lead, 0))
+    return leaf.view(-1) if leaf.is_contiguous() else leaf.reshape(-1)
 
 
 def _as_tensor(value: Any, buffer: Tensor | None) -> Tensor:

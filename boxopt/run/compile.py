@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from boxopt.core import tree
-from boxopt.core.donation import consume, refuse_consumed
+from boxopt.core.donation import consume, is_consumed, refuse_consumed
 
 # The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
 # proximal step) compile in a sixth of the time. Each intermediate then counts as a step of a fused kernel, of which 64
@@ -122,7 +122,10 @@ class CompiledStep:
             function = last.function
         else:
             function = self._function_for(tuple(structure), tuple(arguments), kwargs)
-        with torch.no_grad():
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                fits, outputs = function(*arguments, **kwargs)
+        else:
             fits, outputs = function(*arguments, **kwargs)
         if not fits:
             self._explain(tuple(arguments), outputs)
@@ -200,7 +203,8 @@ class CompiledStep:
                 value = tree.unflatten(structure, own)
                 donation = _Donation(number, value, own, structure, _spans(own), leaves)
             for leaf in donation.originals:
-                refuse_consumed(leaf, f"a leaf of argument {number}")
+                if is_consumed(leaf):
+                    refuse_consumed(leaf, f"a leaf of argument {number}")
             donations.append(donation)
         return donations, [donation.structure for donation in donations]
 
@@ -212,7 +216,8 @@ class CompiledStep:
                 continue
             leaves, structure = tree.flatten(argument)
             for leaf in leaves:
-                refuse_consumed(leaf, f"a leaf of argument {key!r}")
+                if is_consumed(leaf):
+                    refuse_consumed(leaf, f"a leaf of argument {key!r}")
             spans += [(start, stop, key) for start, stop in _spans(leaves)]
             yield key, structure
         self._refuse_shared(spans)

@@ -11,7 +11,7 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
-from boxopt.scale.moments import bias_correction, map_wide, safe_sqrt, update_moment, zeros_like
+from boxopt.scale.moments import bias_correction, divide_by_root, map_wide, update_moment, zeros_like
 
 
 class ScaleByAdamState(NamedTuple):
@@ -90,14 +90,14 @@ def _adam_update(
     count = state.count + 1
     mu = update_moment(updates, state.mu, b1, 1)
     nu = update_moment(updates, state.nu, b2, 2)
-    mean_scale, root = bias_correction(b1, count), _root(count, b1, b2, eps, eps_root)
+    mean_scale, over_root = bias_correction(b1, count), _over_root(count, b1, b2, eps, eps_root)
     mean_scale_ahead = bias_correction(b1, count + 1) if nesterov else mean_scale
 
     def direction(m: Tensor, v: Tensor, g: Tensor) -> Tensor:
         if nesterov:  # in optax's form: the gradient enters once more
             beta = exact.like(b1, m)
             m = beta * m * exact.like(mean_scale / mean_scale_ahead, m) + (1 - beta) * g
-        return m / root(v)
+        return over_root(m, v)
 
     return map_wide(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 
@@ -105,27 +105,29 @@ def _adam_update(
 def _adam_step_size(
     state: ScaleByAdamState, step_size: Any, *, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
 ) -> Any:
-    mean_scale, root = bias_correction(b1, state.count), _root(state.count, b1, b2, eps, eps_root)
+    mean_scale, over_root = bias_correction(b1, state.count), _over_root(state.count, b1, b2, eps, eps_root)
 
     def size(v: Tensor, outer: Any) -> Tensor:
         v = exact.wide(v)
-        return exact.like(outer, v) * exact.like(mean_scale, v) / root(v)
+        return over_root(exact.as_tensor(outer, v) * exact.like(mean_scale, v), v)
 
     return tree.map(size, state.nu, tree.expand(step_size, state.nu))
 
 
-def _root(count: Tensor, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar) -> Callable[[Tensor], Tensor]:
-    """(√(v̂ + εᵣ) + ε)·(1 − β₁ᵗ) as a function of v: the first moment's bias is corrected without another pass."""
+def _over_root(
+    count: Tensor, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """x/((√(v̂ + εᵣ) + ε)·(1 − β₁ᵗ)) as a function of x and v: the mean's bias is corrected without another pass."""
     mean_scale = bias_correction(b1, count)
     factor = exact.cast_once(mean_scale * mean_scale / bias_correction(b2, count))
     no_eps_root = isinstance(eps_root, float | int) and eps_root == 0
     under_root = None if no_eps_root else exact.cast_once(mean_scale * mean_scale * eps_root)
     added = exact.cast_once(mean_scale * eps)
 
-    def root(v: Tensor) -> Tensor:
+    def over_root(x: Tensor, v: Tensor) -> Tensor:
         square = v * factor(v)
         if under_root is not None:
             square = square + under_root(v)
-        return safe_sqrt(square) + added(v)
+        return divide_by_root(x, square, added(v))
 
-    return root
+    return over_root

@@ -31,7 +31,10 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
     def average(moment: Tensor, g: Tensor) -> Tensor:
         old = exact.wide(moment)
         new = exact.like(g, old)
-        new = new * new if power == 2 else new
+        if power == 2:
+            new = new * new
+            if not isinstance(decay, Tensor) and exact.is_constant(new, old):
+                return exact.like(torch.lerp(old, new, 1 - decay, out=new), moment)
         if isinstance(decay, Tensor):
             rate = exact.like(decay, old)
             return exact.like(rate * old + (1 - rate) * new, moment)
@@ -57,6 +60,14 @@ def safe_sqrt(x: Tensor) -> Tensor:
     Below the smallest normal number of the dtype it is that number's root, 1e-19 in float32.
     """
     return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+def divide_by_root(x: Tensor, square: Tensor, added: Any) -> Tensor:
+    """x/(√square + added), where ``square`` is the caller's own: it may be overwritten."""
+    if exact.is_constant(x, square, added):
+        root = square.clamp_min_(torch.finfo(square.dtype).tiny).sqrt_().add_(added)
+        return torch.div(x, root, out=root)
+    return x / (safe_sqrt(square) + added)
 
 
 def map_wide(function: Callable[..., Tensor], reference: Any, *rest: Any) -> Any:
