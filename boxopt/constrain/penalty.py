@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -35,7 +36,7 @@ def penalize(
     Args:
         constraint: The set.
         weight: ρ, not negative: a number, a tensor, a pytree prefix of the parameters, or a schedule.
-        kind: One of the above.
+        kind: One of the above; ``"quadratic"`` unless the set constrains each coordinate by itself, as a `Box` does.
         delta: δ of the Huber penalty, in the parameters' units.
 
     Returns:
@@ -57,7 +58,7 @@ def penalize(
         J. Nocedal and S. J. Wright, Numerical Optimization, 2006, chapter 17; N. Parikh and S. Boyd, Proximal
         Algorithms, 2014, section 6.
     """
-    _check(weight, kind, delta)
+    _check(weight, kind, delta, constraint)
     return GradientTransformation(
         bind(_penalty_init, constraint=constraint, weight=weight),
         bind(_penalize_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
@@ -92,7 +93,7 @@ def add_penalty(
         >>> tx.update(torch.zeros(3), tx.init(params), params)[0]
         tensor([ 20.,   0., -10.])
     """
-    _check(weight, kind, delta)
+    _check(weight, kind, delta, constraint)
     return GradientTransformation(
         bind(_penalty_init, constraint=constraint, weight=weight),
         bind(_add_penalty_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
@@ -117,7 +118,7 @@ def penalty(constraint: ConstraintSet, params: Any, kind: Kind = "quadratic", de
         >>> bx.penalty(bx.Box(0.0, 1.0), torch.tensor([3.0, 0.5, -1.0]))
         tensor(2.5000)
     """
-    _check(0.0, kind, delta)
+    _check(0.0, kind, delta, constraint)
 
     def value(x: Tensor, nearest: Tensor) -> Tensor:
         distance = _distance(x - nearest)
@@ -131,11 +132,16 @@ def penalty(constraint: ConstraintSet, params: Any, kind: Kind = "quadratic", de
     return tree.reduce(torch.add, tree.map(value, params, constraint.project(params)))
 
 
-def _check(weight: Any, kind: str, delta: Any) -> None:
+def _check(weight: Any, kind: str, delta: Any, constraint: ConstraintSet) -> None:
     check_nonnegative("weight", weight)
     check_nonnegative("delta", delta)
     if kind not in _MOVES:
         raise ValueError(f"kind is one of {', '.join(map(repr, _MOVES))}, got {kind!r}")
+    if kind != "quadratic" and not constraint.separable:
+        raise ValueError(
+            f"the {kind!r} penalty is made coordinate by coordinate, which {type(constraint).__name__} is not: use "
+            "'quadratic'"
+        )
 
 
 def _penalty_init(params: Any, *, constraint: ConstraintSet, weight: Any) -> Any:
@@ -164,7 +170,11 @@ def _penalize_update(
         target = exact.wide(y) + _MOVES[kind](gap, t, exact.as_tensor(delta, gap))
         return target.to(param.dtype) - param
 
-    nearest = constraint.project(candidate)
+    if constraint.separable:
+        nearest = constraint.project(candidate)
+    else:  # the minimizer over z of Σ ρ/(1 + ρη)·(z − y)²: the penalty softens the metric
+        metric = tree.combine(lambda rho, size: size + _inverse(rho), current(weight, state), step_size)
+        nearest = constraint.project(candidate, metric)
     return tree.map(move, params, candidate, nearest, tree.expand(strength, params)), advance(state)
 
 
@@ -183,6 +193,10 @@ def _add_penalty_update(
 
     slopes = tree.map(slope, params, constraint.project(params))
     return tree.add_scaled(updates, current(weight, state), slopes), advance(state)
+
+
+def _inverse(weight: Any) -> Any:
+    return 1 / weight if isinstance(weight, Tensor) or weight else math.inf
 
 
 def _quadratic_move(gap: Tensor, t: Tensor, delta: Tensor) -> Tensor:

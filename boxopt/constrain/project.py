@@ -14,6 +14,10 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
 
     $$ u \mapsto P_C(x + u) - x $$
 
+    The nearest point is that in the metric 1/η, η being the step size that made the update: a number for SGD, one a
+    coordinate for Adam and its like. For a box the metric makes no difference; for a simplex or a ball it decides whether
+    the iteration converges to the minimizer at all (see the example in ``docs/sets.md``).
+
     It comes after the learning rate, and after decoupled weight decay. From feasible parameters,
     ``apply_updates(params, updates)`` is in the set exactly, in every dtype, eager, compiled and vmapped: the update is
     shortened by an ulp where the rounding of the sum would carry it out. It ends *on* a bound wherever the sum can; for
@@ -40,8 +44,9 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
         A. A. Goldstein, "Convex programming in Hilbert space", Bulletin of the AMS 70, 1964; D. P. Bertsekas, Nonlinear
         Programming, 2016, section 3.3.
     """
+    update = _project_update if constraint.separable else _project_in_metric_update
     return GradientTransformation(
-        bind(_constraint_init, constraint=constraint), bind(_project_update, constraint=constraint), finished
+        bind(_constraint_init, constraint=constraint), bind(update, constraint=constraint), finished
     )
 
 
@@ -53,4 +58,11 @@ def _constraint_init(params: Any, *, constraint: ConstraintSet) -> EmptyState:
 @elementwise
 def _project_update(updates: P, state: Any, params: P, *, constraint: ConstraintSet) -> tuple[P, Any]:
     target = constraint.project(apply_updates(params, updates))
+    return constraint.land(params, target), state
+
+
+def _project_in_metric_update(
+    updates: P, state: Any, params: P, *, constraint: ConstraintSet, step_size: Any = 1.0
+) -> tuple[P, Any]:
+    target = constraint.project(apply_updates(params, updates), step_size)
     return constraint.land(params, target), state

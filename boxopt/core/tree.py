@@ -27,19 +27,19 @@ _NAMESPACE = "torch"
 _LEAF: Any = optree.tree_structure(torch.zeros(()), namespace=_NAMESPACE)  # pyright: ignore[reportArgumentType]
 
 
-def register(*fields: str) -> Callable[[type[T]], type[T]]:
-    """Register a class as a pytree node whose children are the named attributes.
+def register(*fields: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """Register a class as a pytree node whose children are the named attributes; the ``static`` ones are its structure.
 
     Rebuilding skips ``__init__``: the transforms of ``torch.func`` pass placeholders through as children.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        def flatten(node: Any) -> tuple[list[Any], None]:
-            return [getattr(node, field) for field in fields], None
+        def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
+            return [getattr(node, field) for field in fields], tuple(getattr(node, field) for field in static)
 
-        def unflatten(children: Iterable[Any], context: Any) -> T:
+        def unflatten(children: Iterable[Any], context: tuple[Any, ...]) -> T:
             node = object.__new__(cls)
-            for field, child in zip(fields, children, strict=True):
+            for field, child in zip((*fields, *static), (*children, *context), strict=True):
                 object.__setattr__(node, field, child)
             return node
 

@@ -1,0 +1,342 @@
+r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
+
+**Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric of a
+step size that varies over the entries there is none: `_METRIC_STEPS` steps of accelerated projected gradient, the last of which
+ends in the set, come near it; the wider the range of step sizes, the less near.
+
+**Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from boxopt.core import exact, tree
+from boxopt.core.values import check_nonnegative
+from boxopt.sets.base import ConstraintSet
+from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
+from boxopt.sets.threshold import project_l1_ball, project_simplex
+from boxopt.sets.vectors import precise, toward_zero
+
+P = TypeVar("P")
+
+_METRIC_STEPS = 100
+
+
+class MatrixSet(ConstraintSet):
+    """A set of the matrices in the last two dimensions of each leaf, with at most one number a matrix."""
+
+    numbers: ClassVar[tuple[str, ...]] = ()
+    square: ClassVar[bool] = False
+
+    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        """The violation of each matrix, [...]."""
+        raise NotImplementedError
+
+    def check(self, params: Any) -> None:
+        tree.check_parameters(params)
+
+        def check_leaf(x: Tensor, *hyper: Any) -> None:
+            if x.ndim < 2 or (self.square and x.shape[-1] != x.shape[-2]):
+                kind = "square matrices" if self.square else "matrices"
+                raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
+
+        self._map(check_leaf, params)
+
+    def project(self, x: P, step_size: Any = 1.0) -> P:
+        def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
+            *numbers, step = rest
+            wide = exact.wide(leaf)
+            hyper = [exact.as_tensor(number, wide) for number in numbers]
+            if isinstance(step, Tensor) and step.ndim:
+                result = _in_metric(lambda z: self._project(z, *hyper), wide, exact.like(step, wide))
+            else:
+                result = self._project(wide, *hyper)
+            return self._rounded(result, leaf)
+
+        return self._map(project_leaf, x, tree.expand(step_size, x))
+
+    def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
+        return result.to(leaf.dtype)
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        return tree.map(torch.sub, target, params)
+
+    def violation(self, x: Any) -> Tensor:
+        def largest(leaf: Tensor, *numbers: Any) -> Tensor:
+            values = precise(leaf)
+            each = self._violation(values, *(exact.as_tensor(number, values) for number in numbers))
+            return (each.amax() if each.numel() else each.new_zeros(())).to(leaf.dtype)
+
+        return tree.reduce(torch.maximum, self._map(largest, x))
+
+    def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
+        return tree.map(function, x, *(tree.expand(getattr(self, name), x) for name in self.numbers), *rest)
+
+    def _each(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
+        def on_leaf(leaf: Tensor, *values: Any) -> Tensor:
+            wide = exact.wide(leaf)
+            count = len(self.numbers)
+            hyper = [exact.as_tensor(value, wide) for value in values[:count]]
+            return function(wide, *(exact.like(value, wide) for value in values[count:]), *hyper).to(leaf.dtype)
+
+        return self._map(on_leaf, x, *rest)
+
+
+@tree.register()
+@dataclass(frozen=True, eq=False)
+class PSD(MatrixSet):
+    r"""The symmetric positive semidefinite matrices. What is not symmetric is symmetrized.
+
+    **Derivative.** Eigenvalues of exactly 0 count as negative.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.sets.PSD().project(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
+        tensor([[1., 0.],
+                [0., 0.]])
+
+    Source:
+        N. J. Higham, "Computing a nearest symmetric positive semidefinite matrix", Linear Algebra and its Applications
+        103, 1988.
+    """
+
+    square: ClassVar[bool] = True
+
+    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        x = symmetric(x)
+        basis = basis_of(x)
+        if exact.is_constant(x):
+            values, vectors = basis
+            return symmetric((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
+        return positive_part(x, basis)
+
+    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        least = torch.linalg.eigvalsh(symmetric(x))[..., 0]
+        return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _MatrixBall(MatrixSet):
+    radius: Any = 1.0
+    numbers: ClassVar[tuple[str, ...]] = ("radius",)
+
+    def __post_init__(self) -> None:
+        check_nonnegative("radius", self.radius)
+
+    @staticmethod
+    def _norm(x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        return (self._norm(x) - hyper[0]).clamp_min(0.0)
+
+    def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
+        return toward_zero(result, leaf.dtype) if result.dtype == leaf.dtype else result.to(leaf.dtype)
+
+    def project(self, x: P, step_size: Any = 1.0) -> P:
+        """The nearest matrix, drawn inwards by rounding errors where its norm in float64 says that it is outside."""
+        nearest = super().project(x, step_size)
+        return self.land(tree.map(torch.zeros_like, nearest), nearest)
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        def land_leaf(leaf: Tensor, radius: Any, goal: Tensor) -> Tensor:
+            update = goal - leaf
+            limit = precise(exact.as_tensor(radius, precise(leaf))).detach()
+            sum_ = precise(exact.rounded(leaf.detach() + exact.rounded(update)))
+            outside = (self._norm(sum_) > limit)[..., None, None]
+            rank = min(leaf.shape[-2:])
+            slack = 4 * torch.finfo(leaf.dtype).eps * (1 + rank**0.5) + 1e-15 * rank
+            return torch.where(outside, goal * (1 - slack) - leaf, update)
+
+        return self._map(land_leaf, params, target)
+
+
+@tree.register("radius")
+@dataclass(frozen=True, eq=False)
+class SpectralBall(_MatrixBall):
+    r"""The matrices whose largest singular value is at most r: layers with a Lipschitz constant.
+
+    The norm of what is returned, evaluated in float64, is at most r.
+
+    Args:
+        radius: r ≥ 0: a number, a tensor that broadcasts to the leaf's batch dimensions, or a pytree prefix.
+
+    Raises:
+        ValueError: ``radius`` is negative or NaN; in `check`, a leaf has fewer than two dimensions.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.sets.SpectralBall(1.0).project(torch.diag(torch.tensor([3.0, 0.5]))).round(decimals=4)
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+
+    @staticmethod
+    def _norm(x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x)[..., 0]
+
+    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        radius = hyper[0]
+        if exact.is_constant(x, radius):
+            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            limit = radius.unsqueeze(-1) if radius.ndim else radius
+            outside = (values[..., :1] > limit).unsqueeze(-1)
+            return torch.where(outside, (left * torch.minimum(values, limit).unsqueeze(-2)) @ right, x)
+        whole = dilation(x)
+        values, vectors = basis_of(whole)
+        limit = radius.expand(x.shape[:-2])
+        excess = positive_part(shifted(whole, limit), (values - limit.detach().unsqueeze(-1), vectors))
+        return x - 2 * excess[..., : x.shape[-2], x.shape[-2] :]
+
+    def linear_minimizer(self, gradients: P) -> P:
+        """−r·U·Vᵀ, of the gradient's singular vectors."""
+
+        def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
+            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+            return -(radius[..., None, None] if radius.ndim else radius) * (left @ right)
+
+        return self._each(opposite, gradients)
+
+
+@tree.register("radius")
+@dataclass(frozen=True, eq=False)
+class NuclearBall(_MatrixBall):
+    r"""The matrices whose singular values sum to at most r: projections are of low rank.
+
+    The norm of what is returned, evaluated in float64, is at most r.
+
+    Args:
+        radius: r ≥ 0: a number, a tensor that broadcasts to the leaf's batch dimensions, or a pytree prefix.
+
+    Raises:
+        ValueError: ``radius`` is negative or NaN; in `check`, a leaf has fewer than two dimensions.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.sets.NuclearBall(2.0).project(torch.diag(torch.tensor([3.0, 0.5]))).round(decimals=4)
+        tensor([[2., 0.],
+                [0., 0.]])
+    """
+
+    @staticmethod
+    def _norm(x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x).sum(-1)
+
+    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        radius = hyper[0]
+        if exact.is_constant(x, radius):
+            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            limit = radius.unsqueeze(-1) if radius.ndim else radius
+            outside = (values.sum(-1, keepdim=True) > limit).unsqueeze(-1)
+            shrunk = project_l1_ball(values, None, limit)
+            return torch.where(outside, (left * shrunk.unsqueeze(-2)) @ right, x)
+        whole = dilation(x)
+        values, vectors = basis_of(whole)
+        limit = radius.expand(x.shape[:-2])
+        rank = min(x.shape[-2:])
+        singular = values[..., -rank:].clamp_min(0.0)
+        outside = singular.sum(-1) > limit.detach()
+        level = (singular - project_simplex(singular, None, limit.detach().unsqueeze(-1))).amax(-1)
+        count = (singular > level.unsqueeze(-1)).sum(-1).clamp_min(1)
+
+        def part(level: Tensor) -> Tensor:
+            return positive_part(shifted(whole, level), (values - level.detach().unsqueeze(-1), vectors))
+
+        for _ in range(2):  # Newton steps for the threshold, each of which doubles the order of its derivative
+            trace = part(level).diagonal(dim1=-2, dim2=-1).sum(-1)
+            level = level + (trace - limit) / count
+        projected = 2 * part(level)[..., : x.shape[-2], x.shape[-2] :]
+        return torch.where(outside[..., None, None], projected, x)
+
+    def linear_minimizer(self, gradients: P) -> P:
+        """−r·u₁v₁ᵀ, of the gradient's leading singular vectors."""
+
+        def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
+            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+            return -(radius[..., None, None] if radius.ndim else radius) * left[..., :, :1] @ right[..., :1, :]
+
+        return self._each(opposite, gradients)
+
+
+@tree.register()
+@dataclass(frozen=True, eq=False)
+class Stiefel(MatrixSet):
+    r"""The matrices with orthonormal columns, or rows if they are wider than high: $X^\top X = I$. It is not convex.
+
+    The nearest is the polar factor $U V^\top$. Of a matrix of lower rank several are nearest, and one of them is returned.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.sets.Stiefel().project(torch.tensor([[0.0, 2.0], [-3.0, 0.0]])).round(decimals=4) + 0.0
+        tensor([[ 0.,  1.],
+                [-1.,  0.]])
+
+    Source:
+        N. J. Higham, Functions of Matrices, 2008, chapter 8.
+    """
+
+    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        left, values, right = torch.linalg.svd(x.detach(), full_matrices=False)
+        polar = left @ right
+        if exact.is_constant(x):
+            return polar
+        if x.shape[-2] < x.shape[-1]:
+            return _polar_with_graph(x.mT, polar.mT, values, left).mT
+        return _polar_with_graph(x, polar, values, right.mT)
+
+    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        gram = x.mT @ x if x.shape[-2] >= x.shape[-1] else x @ x.mT
+        identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+        return (gram - identity).abs().amax((-2, -1))
+
+    def tangent(self, x: Any, gradients: P) -> P:
+        """The gradients, projected onto the tangent space: G − X·sym(XᵀG)."""
+
+        def drop(x: Tensor, gradient: Tensor) -> Tensor:
+            if x.shape[-2] >= x.shape[-1]:
+                return gradient - x @ symmetric(x.mT @ gradient)
+            return gradient - symmetric(gradient @ x.mT) @ x
+
+        return self._each(drop, x, gradients)
+
+
+def _polar_with_graph(x: Tensor, polar: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    """The polar factor of a tall matrix, differentiable twice.
+
+    Two steps of a Newton method for "QᵀX is symmetric, and X − QQᵀX is 0", whose matrix is that at the solution and
+    detached: each step adds an order. Both leave the value as it is.
+    """
+    sums = values.unsqueeze(-1) + values.unsqueeze(-2)
+    sums = torch.where(sums > 0, sums, 1.0)
+    inverse = (right / torch.where(values > 0, values, 1.0).unsqueeze(-2)) @ right.mT
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    for _ in range(2):
+        inner = polar.mT @ x
+        skew = right @ ((right.mT @ (inner - inner.mT) @ right) / sums) @ right.mT
+        moved = polar + polar @ skew + (x - polar @ inner) @ inverse
+        polar = moved @ (3 * identity - moved.mT @ moved) / 2
+    return polar
+
+
+def _in_metric(project: Callable[[Tensor], Tensor], y: Tensor, step: Tensor) -> Tensor:
+    """The projection of y in the metric 1/step, by accelerated projected gradient."""
+    weight = 1 / step.expand(y.shape)
+    scale = weight.detach().amax((-2, -1), keepdim=True)
+    weight = weight / torch.where(scale < torch.inf, scale, 1.0)
+    point = project(y)
+    ahead, momentum = point, 1.0
+    for _ in range(_METRIC_STEPS):
+        following = project(ahead - weight * (ahead - y))
+        next_momentum = (1 + (1 + 4 * momentum * momentum) ** 0.5) / 2
+        ahead = following + (momentum - 1) / next_momentum * (following - point)
+        point, momentum = following, next_momentum
+    return point
