@@ -15,8 +15,8 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
     $$ u \mapsto P_C(x + u) - x $$
 
     The nearest point is that in the metric 1/η, η being the step size that made the update: a number for SGD, one a
-    coordinate for Adam and its like. For a box the metric makes no difference; for a simplex or a ball it decides whether
-    the iteration converges to the minimizer at all (see the example in ``docs/sets.md``).
+    coordinate for Adam and its like. For a box the metric makes no difference; for a simplex or a ball it decides
+    whether the iteration converges to the minimizer at all (see the example in ``docs/sets.md``).
 
     It comes after the learning rate, and after decoupled weight decay. From feasible parameters,
     ``apply_updates(params, updates)`` is in the set exactly, in every dtype, eager, compiled and vmapped: the update is

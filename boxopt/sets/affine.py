@@ -1,7 +1,7 @@
 r"""Sets of linear equations and inequalities.
 
-In the metric $1/\eta$ the projection onto $\{Ax = b\}$ is $x - \eta A^\top (A \eta A^\top)^{-1} (Ax - b)$; for one row, a
-quotient of two sums, accumulated in float64.
+In the metric $1/\eta$ the projection onto $\{Ax = b\}$ is $x - \eta A^\top (A \eta A^\top)^{-1} (Ax - b)$; for one row,
+a quotient of two sums, accumulated in float64.
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ class Halfspace(_OneRow):
         return self._each(slope, x)
 
     def prox_barrier(self, y: P, tau: Any) -> P:
-        r"""Argmin ½‖x − y‖²/τ − log(b − a·x): $x = y - \tau a/s$, $s$ the positive root of $s^2 - s_y s - a\cdot\tau a = 0$."""
+        r"""The minimizer of ½‖x − y‖²/τ − log(b − a·x).
+
+        It is $x = y - \tau a/s$, with the slack $s$ the positive root of $s^2 - s_y s - a\cdot\tau a = 0$.
+        """
 
         def solve(y: Tensor, tau: Any, offset: Tensor, normal: Tensor) -> Tensor:
             tau = exact.as_tensor(tau, y)
@@ -252,7 +255,7 @@ class Affine(VectorSet):
 @tree.register("lower", "upper", "normal", "offset", static=("dim",))
 @dataclass(frozen=True, eq=False)
 class BoxHyperplane(VectorSet):
-    r"""The set $\{l \le x \le u,\ a \cdot x = b\}$ for each vector along ``dim``: a capped simplex, budgets, the SVM's dual.
+    r"""The set $\{l \le x \le u,\ a \cdot x = b\}$ for each vector along ``dim``: budgets, the dual of an SVM.
 
     The bounds hold exactly, the equation to rounding. If the set is empty the result is the corner of the box nearest
     to the hyperplane, and `violation` says by how much it misses.
@@ -307,7 +310,8 @@ class BoxHyperplane(VectorSet):
 
     def _project(self, x: Tensor, step: Tensor | None, *hyper: Tensor) -> Tensor:
         offset, lower, upper, normal = hyper
-        return project_box_hyperplane(x, step, lower, upper, normal, offset)
+        wide = (None if value is None else precise(value) for value in (x, step, lower, upper, normal, offset))
+        return project_box_hyperplane(*wide).to(x.dtype)  # pyright: ignore[reportArgumentType]
 
     def violation(self, x: Any) -> Tensor:
         return torch.maximum(self._box.violation(x), super().violation(x))

@@ -1,13 +1,14 @@
 r"""Balls of the L1, L2 and L∞ norms, and the L2 sphere.
 
 **Inside, exactly.** What a projection returns has a norm, evaluated in float64, of at most the radius: the result is
-scaled to 1 − 2ε of it (ε of the dtype that is computed in), and rounded towards zero to a narrower one. The sum of parameters
-and update is looked at in float64; where its rounding carried it out, the target is drawn inwards by more than the sum
-can err, 3ε of the radius, and lands inside.
+scaled to 1 − 2ε of it (ε of the dtype that is computed in), and rounded towards zero to a narrower one. The sum of
+parameters and update is looked at in float64; where its rounding carried it out, the target is drawn inwards by more
+than the sum can err, 3ε of the radius, and lands inside.
 
-**The L2 ball in a metric.** $x_i = y_i/(1 + \lambda\eta_i)$, with λ the root of $1/r = 1/\|x(\lambda)\|$, a nearly linear function on which
-Newton's method from 0 is monotone: J. J. Moré and D. C. Sorensen, "Computing a trust region step", SISSC 4, 1983. Its last
-steps are taken with the graph attached and carry the derivatives: see `boxopt.sets.log_barrier`.
+**The L2 ball in a metric.** $x_i = y_i/(1 + \lambda\eta_i)$, with λ the root of $1/r = 1/\|x(\lambda)\|$, a nearly
+linear function on which Newton's method from 0 is monotone: J. J. Moré and D. C. Sorensen, "Computing a trust region
+step", SISSC 4, 1983. Its last steps are taken with the graph attached and carry the derivatives: see
+`boxopt.sets.log_barrier`.
 """
 
 from __future__ import annotations

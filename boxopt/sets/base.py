@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ class ConstraintSet:
     ``NotImplementedError``. ``params``, ``x``, ``y`` and ``gradients`` are trees of one structure.
     """
 
-    separable: ClassVar[bool] = False
+    separable: bool = False
     """Whether the set constrains each number by itself, so that it may be given packed parameters."""
 
     def check(self, params: Any) -> None:
@@ -44,6 +44,10 @@ class ConstraintSet:
     def tangent(self, x: Any, gradients: P) -> P:
         """The gradients without what would push ``x`` out of the set in a step along −gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no tangent")
+
+    def linear_minimizer(self, gradients: P) -> P:
+        """The point of the set at which the linear function with these coefficients is least."""
+        raise NotImplementedError(f"{type(self).__name__} has no linear minimizer")
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
         """The log-barrier −Σ log(slack) as a scalar, extended quadratically where slack < relax."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Box(ConstraintSet):
 
     lower: Any = None
     upper: Any = None
-    separable: ClassVar[bool] = True
+    separable = True
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):
@@ -108,6 +108,20 @@ class Box(ConstraintSet):
             return torch.where(outward, torch.zeros_like(gradient), gradient)
 
         return self._map(drop, x, gradients)
+
+    def linear_minimizer(self, gradients: P) -> P:
+        """The lower bound where the coefficient is positive, the upper where it is negative, between where it is 0.
+
+        Infinite where the bound is.
+        """
+
+        def corner(gradient: Tensor, lower: Any, upper: Any) -> Tensor:
+            low, high = (exact.as_tensor(limit, gradient) for limit in _limits(gradient, lower, upper))
+            bounded = (low > -torch.inf) & (high < torch.inf)
+            middle = torch.where(bounded, low + (high - low) / 2, torch.zeros_like(gradient).clamp(low, high))
+            return torch.where(gradient > 0, low, torch.where(gradient < 0, high, middle))
+
+        return self._map(corner, gradients)
 
     def active(self, x: P, tolerance: float | Tensor = 0.0) -> P:
         """−1 where x is at its lower bound or within ``tolerance`` of it, 1 at the upper, 0 between them; int8."""

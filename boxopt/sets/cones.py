@@ -1,13 +1,13 @@
 r"""The second-order cone.
 
-**In a metric** $1/\eta$, write $t$ for the last coordinate of the result, $s$ for that of the candidate, and $q_i = \eta_i/\eta_t$.
-The equation for t eliminates the multiplier of $\|x\| \le t$ and leaves one unknown:
+**In a metric** $1/\eta$, write $t$ for the last coordinate of the result, $s$ for that of the candidate, and $q_i =
+\eta_i/\eta_t$. The equation for t eliminates the multiplier of $\|x\| \le t$ and leaves one unknown:
 
 $$ x_i = \frac{y_i t}{(1 + q_i)t - q_i s}, \qquad \sum_i \Bigl(\frac{y_i}{(1 + q_i)t - q_i s}\Bigr)^2 = 1. $$
 
 One over the root of the left side is concave and increasing, so that Newton's method comes up to the solution from the
-largest t that a single term allows. The result is the apex, 0, if $\sum_i (y_i/q_i)^2 \le s^2$ and $s \le 0$. The last steps are taken with
-the graph attached and carry the derivatives, as in `boxopt.sets.log_barrier`.
+largest t that a single term allows. The result is the apex, 0, if $\sum_i (y_i/q_i)^2 \le s^2$ and $s \le 0$. The last
+steps are taken with the graph attached and carry the derivatives, as in `boxopt.sets.log_barrier`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class SecondOrderCone(VectorSet):
         return self.land(tree.map(torch.zeros_like, nearest), nearest)
 
     def _project(self, x: Tensor, step: Tensor | None, *hyper: Tensor) -> Tensor:
+        if x.shape[-1] == 1:
+            return torch.where(x < 0, 0.0, x)
         dtype, x = x.dtype, precise(x)
         step = torch.ones_like(x) if step is None else precise(step)
         y, s = x[..., :-1], x[..., -1:]

@@ -19,8 +19,9 @@ class Intersection(ConstraintSet):
     r"""The points that are in every one of several sets, by Dykstra's algorithm.
 
     A fixed number of sweeps of projections, each set's last correction taken back before its next: unlike plain
-    alternation, that converges to the nearest point of the intersection. The last set holds exactly, the others to what `violation`
-    says; put last what must hold. If the intersection is empty, the result is the last set's point nearest to the others.
+    alternation, that converges to the nearest point of the intersection. The last set holds exactly, the others to what
+    `violation` says; put last what must hold. If the intersection is empty, the result is the last set's point nearest
+    to the others.
 
     **Derivative.** That of the sweeps.
 
@@ -44,7 +45,7 @@ class Intersection(ConstraintSet):
 
     sets: tuple[ConstraintSet, ...]
     sweeps: int
-    separable: bool  # pyright: ignore[reportIncompatibleVariableOverride]
+    separable: bool
 
     def __init__(self, *sets: ConstraintSet, sweeps: int = 50) -> None:
         for member in sets:
@@ -139,7 +140,9 @@ class ByPath(ConstraintSet):
 
     def _fold(self, function: Callable[[Any, Any], Any], apply: Callable[..., Tensor], x: Any) -> Tensor:
         groups = self._groups(x)
-        return tree.reduce(function, [apply(member, groups[name]) for name, member in self.sets.items() if groups[name]])
+        return tree.reduce(
+            function, [apply(member, groups[name]) for name, member in self.sets.items() if groups[name]]
+        )
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         sizes = tree.expand(step_size, x)
@@ -154,6 +157,9 @@ class ByPath(ConstraintSet):
 
     def tangent(self, x: Any, gradients: P) -> P:
         return self._with_free(lambda member, group, g: member.tangent(group, g), x, gradients)
+
+    def linear_minimizer(self, gradients: P) -> P:
+        return self._map(lambda member, group: member.linear_minimizer(group), gradients)
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
         return self._fold(torch.add, lambda member, group: member.barrier(group, relax), x)

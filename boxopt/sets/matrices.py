@@ -1,8 +1,8 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
-**Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric of a
-step size that varies over the entries there is none: `_METRIC_STEPS` steps of accelerated projected gradient, the last of which
-ends in the set, come near it; the wider the range of step sizes, the less near.
+**Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
+of a step size that varies over the entries there is none: `_METRIC_STEPS` steps of accelerated projected gradient, the
+last of which ends in the set, come near it; the wider the range of step sizes, the less near.
 
 **Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
 """
@@ -21,7 +21,7 @@ from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
-from boxopt.sets.vectors import precise, toward_zero
+from boxopt.sets.vectors import normalized, precise
 
 P = TypeVar("P")
 
@@ -138,9 +138,6 @@ class _MatrixBall(MatrixSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         return (self._norm(x) - hyper[0]).clamp_min(0.0)
-
-    def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
-        return toward_zero(result, leaf.dtype) if result.dtype == leaf.dtype else result.to(leaf.dtype)
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         """The nearest matrix, drawn inwards by rounding errors where its norm in float64 says that it is outside."""
@@ -272,7 +269,8 @@ class NuclearBall(_MatrixBall):
 class Stiefel(MatrixSet):
     r"""The matrices with orthonormal columns, or rows if they are wider than high: $X^\top X = I$. It is not convex.
 
-    The nearest is the polar factor $U V^\top$. Of a matrix of lower rank several are nearest, and one of them is returned.
+    The nearest is the polar factor $U V^\top$. Of a matrix of lower rank several are nearest, and one of them is
+    returned.
 
     Example:
         >>> import torch, boxopt as bx
@@ -329,9 +327,8 @@ def _polar_with_graph(x: Tensor, polar: Tensor, values: Tensor, right: Tensor) -
 
 def _in_metric(project: Callable[[Tensor], Tensor], y: Tensor, step: Tensor) -> Tensor:
     """The projection of y in the metric 1/step, by accelerated projected gradient."""
-    weight = 1 / step.expand(y.shape)
-    scale = weight.detach().amax((-2, -1), keepdim=True)
-    weight = weight / torch.where(scale < torch.inf, scale, 1.0)
+    weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
+    weight = weight / weight.detach().amax((-2, -1), keepdim=True)
     point = project(y)
     ahead, momentum = point, 1.0
     for _ in range(_METRIC_STEPS):

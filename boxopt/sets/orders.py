@@ -1,9 +1,10 @@
 r"""Sets of ordered and of sparse vectors.
 
-**Isotonic regression** has the closed form $x_i = \max_{j \le i} \min_{k \ge i} \operatorname{mean}(y_j, \dots, y_k)$, the mean weighted with
-$1/\eta$. Short vectors are solved by it: n² means from cumulative sums, two cumulative extrema, no branch. Long ones by
-pooling adjacent violators in parallel: the means of neighbouring blocks that violate the order are merged, all at once, until none does.
-Either way only the blocks come from there; the values are means over blocks with the graph attached.
+**Isotonic regression** has the closed form $x_i = \max_{j \le i} \min_{k \ge i} \operatorname{mean}(y_j, \dots, y_k)$,
+the mean weighted with $1/\eta$. Short vectors are solved by it: n² means from cumulative sums, two cumulative extrema,
+no branch. Long ones by pooling adjacent violators in parallel: the means of neighbouring blocks that violate the order
+are merged, all at once, until none does. Either way only the blocks come from there; the values are means over blocks
+with the graph attached.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Monotone(VectorSet):
 
 
 def _minimax(x: Tensor, weight: Tensor) -> Tensor:
-    """max over j ≤ i of min over k ≥ i of the mean of x[j..k], for each i."""
+    """Max over j ≤ i of min over k ≥ i of the mean of x[j..k], for each i."""
     size = x.shape[-1]
     zero = torch.zeros_like(x[..., :1])
     mass = torch.cat([zero, weight.cumsum(-1)], -1)
@@ -98,7 +99,7 @@ def _minimax(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _pooled(x: Tensor, weight: Tensor) -> Tensor:
-    """The same, by scikit-learn's order of pooling, a vector at a time: linear in time, on a CPU, outside transforms."""
+    """The same, by pooling adjacent violators: linear in time, a vector at a time, on a CPU, outside transforms."""
     rows = x.reshape(-1, x.shape[-1]).tolist()
     weights = weight.reshape(-1, x.shape[-1]).tolist()
     result = []

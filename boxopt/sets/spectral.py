@@ -1,17 +1,19 @@
 r"""Functions of a symmetric matrix through its eigenvalues, with derivatives that are safe at equal ones.
 
-Let $f(\lambda) = \alpha_\pm + \beta_\pm\lambda$ on either side of 0, and $X = V \operatorname{diag}(\lambda) V^\top$. `torch.linalg.eigh`
-differentiates V, which divides by differences of eigenvalues and gives NaN where two are equal; f(X) has no such problem. Here V
-and λ are detached, and the graph is attached by the Taylor polynomial of f at X: with $E = V^\top(X' - X)V$, 0 in value,
+Let $f(\lambda) = \alpha_\pm + \beta_\pm\lambda$ on either side of 0, and $X = V \operatorname{diag}(\lambda) V^\top$.
+`torch.linalg.eigh` differentiates V, which divides by differences of eigenvalues and gives NaN where two are equal;
+f(X) has no such problem. Here V and λ are detached, and the graph is attached by the Taylor polynomial of f at X: with
+$E = V^\top(X' - X)V$, 0 in value,
 
-$$ f(X') = V\Bigl(f(\Lambda) + f[\lambda_i, \lambda_j] E_{ij} + \sum_k f[\lambda_i, \lambda_k, \lambda_j] E_{ik} E_{kj}\Bigr)V^\top + O(E^3), $$
+$$ f(X') = V\Bigl(f(\Lambda) + f[\lambda_i, \lambda_j] E_{ij}
++ \sum_k f[\lambda_i, \lambda_k, \lambda_j] E_{ik} E_{kj}\Bigr)V^\top + O(E^3), $$
 
 the Daleckii–Krein formula and its second order. The divided differences of a function with two affine pieces have a
-denominator $\lambda_i - \lambda_k$ only for i and k on different sides of 0, so that the sum is a few products of matrices. Derivatives are exact to the
-second order; higher ones are 0.
+denominator $\lambda_i - \lambda_k$ only for i and k on different sides of 0, so that the sum is a few products of
+matrices. Derivatives are exact to the second order; higher ones are 0.
 
-A rectangular matrix's singular values are the eigenvalues of its dilation $\begin{pmatrix}0 & X\\ X^\top & 0\end{pmatrix}$, together with their
-negatives.
+A rectangular matrix's singular values are the eigenvalues of its dilation
+$\begin{pmatrix}0 & X\\ X^\top & 0\end{pmatrix}$, together with their negatives.
 
 Source: N. J. Higham, Functions of Matrices, 2008, theorem 3.11; R. Bhatia, Matrix Analysis, 1997, section V.3.
 """
@@ -45,7 +47,11 @@ def positive_part(x: Tensor, basis: Basis) -> Tensor:
     across = row * (1 - column)  # i above 0, k not
     gap = values.unsqueeze(-1) - values.unsqueeze(-2)
     inverse = torch.where(across > 0, 1 / torch.where(across > 0, gap, 1.0), 0.0)
-    first = row * column + values.clamp_min(0.0).unsqueeze(-1) * inverse + (values.clamp_min(0.0).unsqueeze(-1) * inverse).mT
+    first = (
+        row * column
+        + values.clamp_min(0.0).unsqueeze(-1) * inverse
+        + (values.clamp_min(0.0).unsqueeze(-1) * inverse).mT
+    )
     scaled = inverse * change
     below, above = values.clamp_max(0.0), values.clamp_min(0.0)
     # Two indices on one side and one on the other: the gap between the two pieces there, over both differences.

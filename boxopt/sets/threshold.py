@@ -1,19 +1,19 @@
 r"""Projections that come down to one number: the multiplier of a single linear constraint.
 
-**Simplex.** In the metric $1/\eta$ the projection of $y$ onto $\{x \ge 0, \sum x = t\}$ is $x_i = \max(y_i - \tau\eta_i, 0)$
-with $\tau$ the root of the convex, piecewise linear, decreasing $f(\tau) = \sum_i \max(y_i - \tau\eta_i, 0) - t$.
-Newton's method from the left of the root comes up to it monotonically, and ends there after finitely many steps (C.
-Michelot, "A finite algorithm for finding the projection of a point onto the canonical simplex of Rⁿ", JOTA 50, 1986; L.
-Condat, "Fast projection onto the simplex and the l1 ball", Mathematical Programming 158, 2016). It needs no sort. It starts
-at $\max_i (y_i - t)/\eta_i$, to the left of the root because no $x_i$ exceeds $t$; what is already at zero there has no
-part in what follows, and so the rest lies within $t$ of the largest: that start makes the steps few, and the arithmetic
-as precise for $y$ near $10^6$ as near 0.
+**Simplex.** In the metric $1/\eta$ the projection of $y$ onto $\{x \ge 0, \sum x = t\}$ is $x_i = \max(y_i -
+\tau\eta_i, 0)$ with $\tau$ the root of the convex, piecewise linear, decreasing $f(\tau) = \sum_i \max(y_i -
+\tau\eta_i, 0) - t$. Newton's method from the left of the root comes up to it monotonically, and ends there after
+finitely many steps (C. Michelot, "A finite algorithm for finding the projection of a point onto the canonical simplex
+of Rⁿ", JOTA 50, 1986; L. Condat, "Fast projection onto the simplex and the l1 ball", Mathematical Programming 158,
+2016). It needs no sort. It starts at $\max_i (y_i - t)/\eta_i$, to the left of the root because no $x_i$ exceeds $t$;
+what is already at zero there has no part in what follows, and so the rest lies within $t$ of the largest: that start
+makes the steps few, and the arithmetic as precise for $y$ near $10^6$ as near 0.
 
-**Box and hyperplane.** $x_i = \operatorname{clip}(y_i - \tau\eta_i a_i, l_i, u_i)$ with $\tau$ the root of the monotone $a^\top x(\tau) - b$:
-a Newton step where it stays within the bracket, the midpoint where it does not.
+**Box and hyperplane.** $x_i = \operatorname{clip}(y_i - \tau\eta_i a_i, l_i, u_i)$ with $\tau$ the root of the monotone
+$a^\top x(\tau) - b$: a Newton step where it stays within the bracket, the midpoint where it does not.
 
-**Derivatives.** The search runs on detached numbers and finds which coordinates are free. For these τ is a ratio of sums,
-computed with the graph attached: exact to every order, wherever the set of free coordinates does not change.
+**Derivatives.** The search runs on detached numbers and finds which coordinates are free. For these τ is a ratio of
+sums, computed with the graph attached: exact to every order, wherever the set of free coordinates does not change.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""The transport polytope: non-negative matrices with given row and column sums.
 
-Both projections alternate between the rows and the columns a fixed number of times, and end by the rounding of Altschuler,
-Weed and Rigollet: rows and columns that hold too much are scaled down, and what is missing is given back as a matrix of rank one. After it the sums
-are right to rounding, whatever the number of sweeps.
+Both projections alternate between the rows and the columns a fixed number of times, and end by the rounding of
+Altschuler, Weed and Rigollet: rows and columns that hold too much are scaled down, and what is missing is given back as
+a matrix of rank one. After it the sums are right to rounding, whatever the number of sweeps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from boxopt.core import exact, tree
 from boxopt.core.values import check_nonnegative, is_true
 from boxopt.sets.matrices import MatrixSet
 from boxopt.sets.threshold import project_simplex
+from boxopt.sets.vectors import normalized
 
 P = TypeVar("P")
 
@@ -44,14 +45,14 @@ class TransportPolytope(MatrixSet):
                 [0.2500, 0.7500]])
 
     Source:
-        R. Sinkhorn, "Diagonal equivalence to matrices with prescribed row and column sums", 1967; J. Altschuler, J. Weed
-        and P. Rigollet, "Near-linear time approximation algorithms for optimal transport via Sinkhorn iteration",
+        R. Sinkhorn, "Diagonal equivalence to matrices with prescribed row and column sums", 1967; J. Altschuler, J.
+        Weed and P. Rigollet, "Near-linear time approximation algorithms for optimal transport via Sinkhorn iteration",
         NeurIPS 2017.
     """
 
     row: Any = 1.0
     column: Any = 1.0
-    sweeps: int = 100
+    sweeps: int = 50
 
     def __post_init__(self) -> None:
         check_nonnegative("row", self.row)
@@ -62,7 +63,7 @@ class TransportPolytope(MatrixSet):
                 raise ValueError(f"row sums add to {self.row.sum(-1)!r}, column sums to {self.column.sum(-1)!r}")
 
     def _sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """r as [..., m, 1] and c as [..., 1, n]."""
+        """R as [..., m, 1] and c as [..., 1, n]."""
         row = exact.as_tensor(self.row, x)
         column = exact.as_tensor(self.column, x)
         return (
@@ -70,16 +71,27 @@ class TransportPolytope(MatrixSet):
             (column.unsqueeze(-2) if column.ndim else column).expand((*x.shape[:-2], 1, x.shape[-1])),
         )
 
-    def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+    def project(self, x: P, step_size: Any = 1.0) -> P:
+        def project_leaf(leaf: Tensor, step: Any) -> Tensor:
+            wide = exact.wide(leaf)
+            metric = step if isinstance(step, Tensor) and step.ndim else None
+            if metric is not None:
+                metric = normalized(exact.like(metric, wide).expand(wide.shape).flatten(-2)).reshape(wide.shape)
+            return self._dykstra(wide, metric).to(leaf.dtype)
+
+        return tree.map(project_leaf, x, tree.expand(step_size, x))
+
+    def _dykstra(self, x: Tensor, step: Tensor | None) -> Tensor:
         row, column = self._sums(x)
+        across = None if step is None else step.mT
         correction_row, correction_column = torch.zeros_like(x), torch.zeros_like(x)
         point = x
         for _ in range(self.sweeps):
             candidate = point + correction_row
-            point = project_simplex(candidate, None, row)
+            point = project_simplex(candidate, step, row)
             correction_row = candidate - point
             candidate = point + correction_column
-            point = project_simplex(candidate.mT, None, column.mT).mT
+            point = project_simplex(candidate.mT, across, column.mT).mT
             correction_column = candidate - point
         return _round_to_sums(point, row, column)
 

@@ -1,0 +1,261 @@
+"""The laws of sets, each over every entry of the registry."""
+
+import pickle
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch.func import vmap
+
+import boxopt as bx
+from tests.set_registry import OTHER_EXPORTS, SETS, Numbers
+
+every_set = pytest.mark.parametrize("entry", SETS, ids=str)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def draw(shape, seed=0, scale=2.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def positive(shape, seed=0, spread=1.0):
+    return torch.exp(draw(shape, seed + 100, spread))
+
+
+def skip_exempt(entry, law):
+    if law in entry.exempt:
+        pytest.skip(entry.exempt[law])
+
+
+def allowed(entry, dtype):
+    return 0.0 if entry.exact else entry.tolerance * torch.finfo(dtype).eps
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def test_every_set_is_registered():
+    assert {entry.name for entry in SETS} | OTHER_EXPORTS == set(bx.sets.__all__)
+
+
+@every_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_projections_are_in_the_set(entry, dtype):
+    members = entry.build(Numbers())
+    for seed in range(20):
+        x = draw(entry.shape, seed, 10.0 ** (seed % 5 - 2), dtype)
+        result = members.project(x)
+        assert result.dtype == dtype
+        assert result.shape == x.shape
+        assert float(members.violation(result.double())) <= allowed(entry, dtype) * float(x.abs().max().clamp_min(1))
+
+
+@every_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_stay_in_the_set(entry, dtype):
+    """Law 2: params + updates in floating point, after Adam, whose metric has a step size a coordinate."""
+    members = entry.build(Numbers())
+    tx = bx.chain(bx.adam(0.1), bx.project(members))
+    params = members.project(draw(entry.shape, 1, 1.0, dtype))
+    state = tx.init(params)
+    for step in range(25):
+        scale = 10.0 ** (step % 4 - 3) if dtype == torch.float16 else 10.0 ** (step % 7 - 3)  # so that g² is finite
+        updates, state = tx.update(draw(entry.shape, step, scale, dtype), state, params)
+        params = bx.apply_updates(params, updates)
+        largest = float(params.abs().max().clamp_min(1))
+        assert float(members.violation(params.double())) <= 2 * allowed(entry, dtype) * largest
+
+
+@every_set
+def test_idempotent_and_quiet_inside(entry):
+    members = entry.build(Numbers())
+    for seed in range(5):
+        once = members.project(draw(entry.shape, seed))
+        torch.testing.assert_close(members.project(once), once, rtol=1e-9, atol=1e-9)
+
+
+@every_set
+@pytest.mark.parametrize("in_metric", [False, True])
+def test_optimality_condition(entry, in_metric):
+    """⟨(y − x)/η, z − x⟩ ≤ 0 for every z in the set, which characterizes the projection onto a convex set."""
+    if not entry.convex or (in_metric and entry.metric is None):
+        pytest.skip("characterizes projections onto convex sets, in metrics where there is one")
+    members = entry.build(Numbers())
+    others = [members.project(draw(entry.shape, 1000 + other, 3.0)) for other in range(20)]
+    for seed in range(6):
+        y = draw(entry.shape, seed, 10.0 ** (seed % 3 - 1))
+        step = positive(entry.shape, seed) if in_metric else torch.ones(entry.shape, dtype=y.dtype)
+        x = members.project(y, step_size=step if in_metric else 1.0)
+        for z in others:
+            slope = ((y - x) / step * (z - x)).sum()
+            bound = (entry.metric if in_metric else 1e-9) * (1 + ((y - x) ** 2 / step).sum())
+            assert slope <= bound if entry.name != "Intersection" else slope <= 1e-3 * bound / 1e-9
+
+
+@every_set
+def test_firmly_nonexpansive(entry):
+    if not entry.convex:
+        pytest.skip("only convex sets are")
+    members = entry.build(Numbers())
+    step = positive(entry.shape, 3) if entry.metric == 1e-9 else torch.ones(entry.shape, dtype=torch.float64)
+    for seed in range(10):
+        one, other = draw(entry.shape, seed), draw(entry.shape, seed + 50)
+        gap = members.project(one, step) - members.project(other, step)
+        assert (gap * gap / step).sum() <= (gap * (one - other) / step).sum() + 1e-6
+
+
+@every_set
+def test_pure_and_pickles(entry):
+    members = entry.build(Numbers())
+    x = draw(entry.shape, 2)
+    before = x.clone()
+    first = members.project(x)
+    assert torch.equal(x, before)
+    assert torch.equal(pickle.loads(pickle.dumps(members)).project(x), first)
+
+
+@every_set
+def test_vmap_equals_loop(entry):
+    x = draw((5, *entry.shape), 4)
+    step = positive((5, *entry.shape), 5)
+    h = Numbers(1.0 + torch.rand(5, dtype=torch.float64), 0.1 * torch.arange(1, 6, dtype=torch.float64))
+
+    def project(x, step, h):
+        members = entry.build(h)
+        return members.project(x, step), members.violation(x), members.land(x, members.project(x))
+
+    together = vmap(project)(x, step, h)
+    for index in range(5):
+        alone = project(x[index], step[index], Numbers(h.radius[index], h.offset[index]))
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[index], other, rtol=1e-9, atol=1e-9)
+    fold = lambda t: t[:4].reshape(2, 2, *t.shape[1:])  # noqa: E731
+    nested = vmap(vmap(project))(fold(x), fold(step), Numbers(fold(h.radius), fold(h.offset)))
+    torch.testing.assert_close(nested[0], fold(together[0]), rtol=1e-9, atol=1e-9)
+
+
+@every_set
+@pytest.mark.parametrize("in_metric", [False, True])
+def test_gradcheck_and_gradgradcheck(entry, in_metric):
+    skip_exempt(entry, "derivative")
+    if in_metric and entry.metric is None:
+        pytest.skip("no closed form in a metric")
+    x = draw(entry.shape, 6, 1.5).requires_grad_()
+    step = positive(entry.shape, 7, 0.5).requires_grad_()
+    h = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in Numbers()]
+
+    def project(x, step, *h):
+        return entry.build(Numbers(*h)).project(x, step_size=step if in_metric else 1.0)
+
+    assert torch.autograd.gradcheck(project, (x, step, *h), atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradgradcheck(project, (x, step, *h), atol=1e-5, rtol=1e-3)
+
+
+@every_set
+@pytest.mark.parametrize("place", ["zero", "ties", "inside", "far"])
+def test_derivatives_are_finite_everywhere(entry, place):
+    point = {
+        "zero": torch.zeros(entry.shape, dtype=torch.float64),
+        "ties": torch.ones(entry.shape, dtype=torch.float64),
+        "inside": 1e-3 * draw(entry.shape, 8),
+        "far": draw(entry.shape, 9, 1e8),
+    }[place].requires_grad_()
+    for step in (1.0, positive(entry.shape, 3)):
+        result = entry.build(Numbers()).project(point, step)
+        assert torch.isfinite(result).all()
+        (first,) = torch.autograd.grad((result * draw(entry.shape, 10)).sum(), point, create_graph=True)
+        assert torch.isfinite(first).all()
+        if first.requires_grad:
+            second = torch.autograd.grad((first * first).sum(), point, allow_unused=True)[0]
+            assert second is None or torch.isfinite(second).all()
+
+
+@every_set
+@pytest.mark.parametrize("mode", ["plain", "vmap", "grad"])
+def test_compiles(entry, mode):
+    x, step = draw(entry.shape, 11), positive(entry.shape, 12)
+    h = Numbers(torch.tensor(1.25, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
+
+    def project(x, step, h):
+        return entry.build(h).project(x, step)
+
+    function, arguments = project, (x, step, h)
+    if mode == "vmap":
+        function, arguments = vmap(project), pytree.tree_map(lambda t: torch.stack([t, t]), arguments)
+    if mode == "grad":
+        function = torch.func.grad(lambda x, step, h: (project(x, step, h) * step).sum())
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), function(*arguments), rtol=1e-9, atol=1e-9)
+
+
+@every_set
+@pytest.mark.parametrize("special", ["infinite", "tiny", "offset", "zero step"])
+def test_adversarial_values(entry, special):
+    members = entry.build(Numbers())
+    for dtype in (torch.float32, torch.float64):
+        x, step = draw(entry.shape, 13, 1.0, dtype), 1.0
+        if special == "infinite":
+            if entry.name not in ("Box", "NonNegative", "Simplex", "L1Ball", "L2Ball", "LInfBall"):
+                pytest.skip("infinite inputs have an answer for boxes, simplices and balls")
+            x[..., 0], x[..., 1] = torch.inf, -torch.inf
+        elif special == "tiny":
+            x = x * 1e-30
+        elif special == "offset":
+            x = x + 1e6
+        else:
+            step = torch.zeros(entry.shape, dtype=dtype)
+        result = members.project(x, step)
+        assert torch.isfinite(result).all() or entry.name == "NonNegative"
+        size = 1e6 if special == "offset" and not entry.exact else 1.0
+        assert float(members.violation(result.double())) <= size * max(allowed(entry, dtype), 0.0)
+
+
+@pytest.mark.parametrize("entry", [e for e in SETS if hasattr(e.build(Numbers()), "dim")], ids=str)
+def test_dim_names_the_vectors(entry):
+    members = entry.build(Numbers())
+    if entry.name in ("Affine", "BoxHyperplane", "Hyperplane", "Halfspace"):
+        pytest.skip("their vectors have a fixed length: test_projections.py")
+    kind, fields = type(members), {k: v for k, v in vars(members).items() if k not in ("dim", "factor")}
+    x = draw((3, 4, 5), 14)
+    expected = members.project(x.movedim(0, -1)).movedim(-1, 0)
+    torch.testing.assert_close(kind(**fields, dim=0).project(x), expected)
+    flat = members.project(x.flatten()).reshape(x.shape)
+    torch.testing.assert_close(kind(**fields, dim=None).project(x), flat)
+    torch.testing.assert_close(kind(**fields, dim=(0, 1, 2)).project(x), flat)
+    with pytest.raises(ValueError, match=r"leaf 'w'.*dim=7 does not exist"):
+        kind(**fields, dim=7).check({"w": x})
+    assert kind(**fields).project(torch.tensor(0.3)).shape == ()
+    assert kind(**fields).project(torch.zeros(0, 4)).shape == (0, 4)
+
+
+@every_set
+def test_tangent_direction_leads_inside(entry):
+    members = entry.build(Numbers())
+    x = members.project(draw(entry.shape, 15, 3.0))
+    gradient = draw(entry.shape, 16)
+    try:
+        direction = -members.tangent(x, gradient)
+    except NotImplementedError:
+        pytest.skip("has no tangent")
+    small = 1e-6
+    assert float(members.violation(x + small * direction)) <= 1e-9
+    assert ((-gradient - direction) * direction).sum() >= -1e-9  # what was dropped does not oppose what is left
+
+
+@every_set
+def test_linear_minimizer_is_least(entry):
+    members = entry.build(Numbers())
+    gradient = draw(entry.shape, 17)
+    try:
+        least = members.linear_minimizer(gradient)
+    except NotImplementedError:
+        pytest.skip("has no linear minimizer")
+    if not torch.isfinite(least).all():
+        pytest.skip("unbounded")
+    assert float(members.violation(least)) <= max(allowed(entry, torch.float64), 1e-14)
+    for seed in range(20):
+        other = members.project(draw(entry.shape, seed, 10.0))
+        assert (gradient * least).sum() <= (gradient * other).sum() + 1e-9
