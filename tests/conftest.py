@@ -4,6 +4,10 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--inductor", action="store_true", help="generate code for every entry of the registry")
+
+
 @pytest.fixture(autouse=True)
 def _settings():
     torch.set_num_threads(1)

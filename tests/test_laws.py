@@ -313,10 +313,13 @@ QUICK = {"realize_opcount_threshold": 5}
 
 
 @every_entry
-def test_compiles_whole_without_recompiling(entry):
+def test_compiles_whole_without_recompiling(entry, request):
     params = {"a": random_like(torch.zeros(3), 0.3), "b": torch.tensor(0.25)}
     tx = entry.build(Hyper())
-    compiled = torch.compile(tx.update, fullgraph=True, options=QUICK)
+    backend = {"options": QUICK}
+    if entry.quick and not request.config.getoption("--inductor"):
+        backend = {"backend": "aot_eager"}
+    compiled = torch.compile(tx.update, fullgraph=True, **backend)
     state, reference = tx.init(params), tx.init(params)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(4):
