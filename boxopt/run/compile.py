@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from boxopt.core import tree
 from boxopt.core.donation import consume, is_consumed, refuse_consumed
-from boxopt.run.memory import Memory, Shared, materialized
+from boxopt.run.dependence import dependences
+from boxopt.run.memory import Memory, SharedMemoryError, materialized
 from boxopt.run.shortcut import Shortcut, shortcut
 
 # The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
@@ -53,6 +53,8 @@ def compile(
             or device (the message names the leaf; nothing has been overwritten); or two arguments share memory and one
             of them is donated.
         ConsumedError: When called: an argument was donated before.
+        RuntimeError: When called under ``vmap`` or ``grad``, with donation: these belong inside the step. Called in a
+            larger compiled function, the step becomes part of it and overwrites nothing.
 
     Example:
         The updates take the place of the gradients, and the new state that of the old. (A training step donates the
@@ -121,6 +123,13 @@ class CompiledStep:
         """Run the step."""
         if self._compiled is not None:
             return self._compiled(*args, **kwargs)
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return self._step(*args, **kwargs)  # part of a larger compiled function, which plans its memory itself
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{self._name!r} overwrites its arguments, and cannot inside vmap or grad: compile the transformed "
+                "step instead, as in bx.compile(vmap(step), donate_argnums=...)"
+            )
         leaves, structure = tree.flatten((args, kwargs))
         plan = self._recent
         if plan is None or plan.structure != structure:
@@ -201,7 +210,7 @@ class CompiledStep:
         self, structure: Any, args: tuple[Any, ...], kwargs: dict[str, Any], donated: list[int]
     ) -> Callable[..., Any]:
         """The step as a function of its arguments' leaves, followed by the writing of outputs over donated ones."""
-        step, numbers, passed = self._step, self._donated, self._passed_on(args, kwargs)
+        step, numbers, passed = self._step, self._donated, self._passed_on(args, kwargs, donated)
         places = structure.unflatten(range(structure.num_leaves))
         true = torch.ones((), dtype=torch.bool)
 
@@ -215,7 +224,7 @@ class CompiledStep:
             ):
                 return False, alone, outputs
             news = [leaf for result in results[: len(numbers)] for leaf in tree.leaves(result)]
-            # The compiler takes a clone for nothing and would read an argument after writing over it; not so a choice.
+            # The compiler would read an argument after writing over it, taking a clone for nothing; not so a choice.
             news = [
                 torch.where(true, new, torch.zeros_like(new)) if index in passed else new
                 for index, new in enumerate(news)
@@ -226,33 +235,21 @@ class CompiledStep:
 
         return overwrite
 
-    def _passed_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[int]:
-        """Which of the outputs' leaves are donated arguments as they were, or views of them; nothing is computed."""
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    def _passed_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], donated: list[int]) -> frozenset[int]:
+        """Which of the outputs' leaves depend on one donated leaf alone.
 
-            def fake(leaf: Any) -> Any:
-                return mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
-
-            imitations = tree.map(fake, args)
-            outputs = self._step(*imitations, **tree.map(fake, kwargs))
+        However they are written, as a clone, a product with 1 or a concatenation of pieces, the compiler may take them
+        for that leaf.
+        """
+        outputs = dependences(self._step, *args, **kwargs)
         results = outputs if type(outputs) is tuple else (outputs,)
-        given = {
-            leaf.untyped_storage()._cdata
-            for number in self._donated
-            for leaf in tree.leaves(imitations[number])
-            if isinstance(leaf, Tensor)
-        }
         returned = [leaf for result in results[: len(self._donated)] for leaf in tree.leaves(result)]
-        return frozenset(
-            index
-            for index, leaf in enumerate(returned)
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata in given
-        )
+        return frozenset(index for index, leaf in enumerate(returned) if len(leaf) == 1 and leaf <= set(donated))
 
     def _memory(self, owners: list[Any], tensors: list[Any]) -> Memory:
         try:
             return Memory.of(owners, tensors)
-        except Shared as shared:
+        except SharedMemoryError as shared:
             self._refuse_shared(*shared.args)
             raise
 

@@ -29,12 +29,12 @@ class Memory(NamedTuple):
 
     @classmethod
     def of(cls, owners: Iterable[Any], tensors: list[Any]) -> Memory:
-        """The memory of tensors, each of which belongs to an owner; raises `Shared` for two that overlap."""
+        """The memory of tensors, each of which belongs to an owner; raises `SharedMemoryError` for two that overlap."""
         found = ((owner, span(tensor)) for owner, tensor in zip(owners, tensors, strict=True))
         spans = sorted(((*place, owner) for owner, place in found if place is not None), key=lambda place: place[:2])
         for (_, stop, one), (start, _, other) in pairwise(spans):
             if start < stop:
-                raise Shared(one, other)
+                raise SharedMemoryError(one, other)
         starts, stops, names = ([place[column] for place in spans] for column in range(3))
         return cls([], starts, stops, names).held_by(tensors)
 
@@ -59,7 +59,7 @@ class Memory(NamedTuple):
         return self.owners[before] if before >= 0 and self.stops[before] > place[0] else None
 
 
-class Shared(ValueError):
+class SharedMemoryError(ValueError):
     """Two tensors that should have memory of their own share it: ``args`` are their owners."""
 
 

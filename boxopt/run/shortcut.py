@@ -1,7 +1,7 @@
 """What torch.compile has made of a function, called without the hook by which torch finds it.
 
-``torch.compile`` looks a function's compiled versions up in a hook on Python frames, which costs 10 µs a call: more than
-the step of a small model. A shortcut asks the guards of one version, the same ones, and calls that version. Where they
+``torch.compile`` looks a function's compiled versions up in a hook on Python frames, which costs 10 µs a call, as much
+as a small step. A shortcut asks the guards of one version, all that torch would ask, and calls that version. Where they
 do not hold, or the internals of torch that it needs are not there, the call takes the ordinary way.
 """
 
@@ -32,7 +32,11 @@ class Shortcut(NamedTuple):
     def holds(self, arguments: Any) -> bool:
         """Whether ``run(*arguments)`` is what torch would call now; ``arguments`` is a tuple."""
         usual = torch._dynamo.eval_frame._stance.stance == "default"
-        return usual and self.guards.cache_entry is not None and self.guards.check(self.closure | {self.parameter: arguments})
+        return (
+            usual
+            and self.guards.cache_entry is not None
+            and self.guards.check(self.closure | {self.parameter: arguments})
+        )
 
 
 def shortcut(function: FunctionType) -> Shortcut | None:
