@@ -43,7 +43,7 @@ def shortcut(function: FunctionType) -> Shortcut | None:
     """A shortcut to the version of a compiled function that torch called last, if there is one."""
     try:
         hooks = torch._dynamo.eval_frame
-        version = torch._C._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__)[0]
+        version: Any = hooks._debug_get_cache_entry_list(function.__code__)[0]
         guards, code = version.guard_manager, version.code
         if guards.cache_entry is None or hooks._stance.stance != "default":
             return None
