@@ -41,7 +41,7 @@ class Memory(NamedTuple):
     def held_by(self, tensors: list[Any]) -> Memory:
         """The same memory under other tensors."""
         references = [weakref.ref(tensor) if isinstance(tensor, Tensor) else None for tensor in tensors]
-        return self._replace(tensors=references)
+        return Memory(references, self.starts, self.stops, self.owners)
 
     def is_of(self, tensors: list[Any]) -> bool:
         """Whether it is the memory of these very tensors."""
