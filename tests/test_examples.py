@@ -89,3 +89,16 @@ def test_adversarial_digits(tmp_path):
             assert all(row.violation == 0 for row in found)
             assert found[0].accuracy > 0.5 > found[-1].accuracy
             assert all(row.theirs is None or row.accuracy <= row.theirs + 0.1 for row in found)
+
+
+def test_monotone_network(tmp_path):
+    module = load("monotone_network")
+    rows, free, monotone = module.main(["--steps", "150", "--splits", "2", "--output", str(tmp_path)])
+    assert (tmp_path / "monotone_network.png").stat().st_size > 20_000
+    assert free < 0 <= monotone
+    by_name = {row.name: row for row in rows}
+    assert by_name["free network, decay 2"].falling > 0.05
+    for name, row in by_name.items():
+        if name.startswith("monotone"):
+            assert row.falling == 0, name
+            assert row.explained > 0.25, name
