@@ -24,7 +24,7 @@ from boxopt.sets.base import ConstraintSet
 from boxopt.sets.simplex import Simplex
 from boxopt.sets.vectors import normalized
 
-_NEWTON_STEPS = 20
+_NEWTON_STEPS = 16
 _DERIVATIVE_STEPS = 2
 
 
@@ -108,8 +108,14 @@ def _mirror_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, step_size: Any = 1.0
 ) -> tuple[P, Any]:
     assert isinstance(constraint, Simplex)
-    target = constraint._each(_multiplied, params, updates, tree.expand(step_size, params))
+    metric = tree.map(_metric, tree.expand(step_size, params))
+    target = constraint._each(_multiplied, params, updates, metric)
     return tree.map(_land, params, target), state
+
+
+def _metric(step: Any) -> Any:
+    """A step size that is the same for a whole leaf is no metric."""
+    return step if isinstance(step, Tensor) and step.ndim else 1.0
 
 
 def _multiplied(x: Tensor, update: Tensor, step: Any, total: Tensor) -> Tensor:
@@ -117,7 +123,7 @@ def _multiplied(x: Tensor, update: Tensor, step: Any, total: Tensor) -> Tensor:
     most = torch.finfo(x.dtype).max / 16
     positive = x > 0
     logits = torch.where(positive, x, 1.0).log() + update.clamp(-most, most)
-    if isinstance(step, Tensor) and step.ndim:
+    if isinstance(step, Tensor):
         step = normalized(step)
         logits = logits - _multiplier(logits, positive, step, total) * step
     weights, _ = _shares(logits, positive)
