@@ -32,8 +32,8 @@ class Entry:
         build: From hyperparameters to the transformation.
         lands: Whether its updates keep parameters in the box, and "strictly" if in the interior.
         kinked: Whether it has kinks in the gradients, so that second derivatives are checked at a distance from them.
-        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of, operation by
-            operation, is generated for other entries; its capture by ``torch.compile`` is checked always.
+        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of is generated
+            for other entries; its capture by ``torch.compile`` is checked always.
         exempt: Laws that cannot hold, and why.
     """
 
