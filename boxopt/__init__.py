@@ -14,8 +14,11 @@
 
 from boxopt import diagnostics, optimizers, schedules, sets
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
+from boxopt.constrain.frank_wolfe import frank_wolfe, frank_wolfe_gap
+from boxopt.constrain.mirror import exponentiated_gradient, mirror
 from boxopt.constrain.penalty import add_penalty, penalize, penalty
 from boxopt.constrain.project import project
+from boxopt.constrain.projected import projected
 from boxopt.constrain.prox import L1, L2, ElasticNet, prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
@@ -97,13 +100,17 @@ __all__ = [
     "diagnostics",
     "elementwise",
     "exponential_decay",
+    "exponentiated_gradient",
     "finished",
+    "frank_wolfe",
+    "frank_wolfe_gap",
     "identity",
     "is_feasible",
     "linear_schedule",
     "lion",
     "log_barrier",
     "masked",
+    "mirror",
     "named_chain",
     "on_leaves",
     "optimality",
@@ -114,6 +121,7 @@ __all__ = [
     "penalize",
     "penalty",
     "project",
+    "projected",
     "prox",
     "rmsprop",
     "scale",
