@@ -200,6 +200,7 @@ OTHERS = {
     "log_barrier": "test_barrier.py",
     "diagnostics": "a module",
     "optimizers": "a module",
+    "regularizers": "a module",
     "schedules": "a module",
     "sets": "a module",
 }
