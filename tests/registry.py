@@ -32,8 +32,8 @@ class Entry:
         build: From hyperparameters to the transformation.
         lands: Whether its updates keep parameters in the box, and "strictly" if in the interior.
         kinked: Whether it has kinks in the gradients, so that second derivatives are checked at a distance from them.
-        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of, operation by
-            operation, is generated for other entries; its capture by ``torch.compile`` is checked always.
+        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of, operation
+            by operation, is generated for other entries; its capture by ``torch.compile`` is checked always.
         exempt: Laws that cannot hold, and why.
     """
 
@@ -76,7 +76,7 @@ REGULARIZERS: dict[str, Callable[[Hyper], bx.GradientTransformation]] = {
     "LInf": lambda h: bx.prox(bx.regularizers.LInf(h.weight)),
     "TotalVariation": lambda h: bx.prox(bx.regularizers.TotalVariation(h.weight)),
     "FusedLasso": lambda h: bx.prox(bx.regularizers.FusedLasso(0.1, h.weight)),
-    "Nuclear": lambda h: bx.masked(bx.prox(bx.regularizers.Nuclear(h.weight)), are_matrices),
+    "Nuclear": lambda h: bx.chain(bx.identity(), bx.masked(bx.prox(bx.regularizers.Nuclear(h.weight)), are_matrices)),
     "Sum": lambda h: bx.prox(bx.regularizers.Sum(bx.regularizers.GroupLasso(h.weight), h.box, sweeps=2)),
 }
 

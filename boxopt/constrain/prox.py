@@ -27,8 +27,8 @@ def prox(regularizer: Regularizer) -> GradientTransformation:
 
     **With a box.** For a separable regularizer and a box, first `prox`, then `project`, is the proximal step of both at
     once; the other order is not. For y = 3, r(x) = ``|x|`` and the box [0, 2], prox then project gives 2, which is the
-    minimizer; project then prox gives 1. `boxopt.regularizers` lists what else composes exactly, and has a `Sum` for what
-    does not.
+    minimizer; project then prox gives 1. `boxopt.regularizers` lists what else composes exactly, and has a `Sum` for
+    what does not.
 
     Args:
         regularizer: One of `boxopt.regularizers`, or your own `boxopt.regularizers.Regularizer`.

@@ -23,7 +23,7 @@ class Regularizer:
     """Whether it is a sum of functions of single numbers, so that it may be given packed parameters."""
 
     def check(self, params: Any) -> None:
-        """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the regularizer does not fit these parameters."""
+        """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the regularizer does not fit the parameters."""
         tree.check_parameters(params)
 
     def __call__(self, params: Any) -> Tensor:

@@ -8,9 +8,9 @@ straight one by more than the wall does, at a place where it is bent away from t
 leaves the tube on one side and then on the other, the taut string crosses the straight one in between, so that this
 holds for each of the two excursions. Blocks split at all these places, for good, until no u leaves the tube.
 
-As in Quickhull the rounds are few: 18 at most in trials with vectors of 10,000 numbers. A first one splits where u would
-leave the tube whatever it is on either side. A fixed number, `_ROUNDS`, is exact whenever it suffices, as it always does
-for vectors that are no longer; on a CPU, outside of transforms, the loop ends when nothing splits.
+As in Quickhull the rounds are few: 18 at most in trials with vectors of 10,000 numbers. A first one splits where u
+would leave the tube whatever it is on either side. A fixed number, `_ROUNDS`, is exact whenever it suffices, as it
+always does for vectors that are no longer; on a CPU, outside of transforms, the loop ends when nothing splits.
 
 The signs at the ends of blocks alone come from there. The values are means over blocks with the graph attached.
 """

@@ -6,7 +6,6 @@ back, hyperparameters laid out beside them, and 16-bit leaves computed in float3
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -37,8 +36,7 @@ class Vectorwise:
 
     def _check(self, x: Tensor, *hyper: Any) -> None:
         axes = _axes(x, self.dim)
-        size = math.prod(x.shape[axis] for axis in axes)
-        if size == 0 and x.numel() == 0 and all(x.shape[axis] == 0 for axis in axes):
+        if axes and all(x.shape[axis] == 0 for axis in axes):
             raise ValueError(f"{type(self).__name__} needs vectors with entries, got shape {tuple(x.shape)}")
         for name, value in zip((*self.numbers, *self.vectors), hyper, strict=True):
             if not isinstance(value, Tensor):
