@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from boxopt.core.pack import on_leaves
 from boxopt.core.transform import (
     EmptyState,
     GradientTransformation,
@@ -55,9 +56,8 @@ def prox(regularizer: Regularizer) -> GradientTransformation:
     if not isinstance(regularizer, Regularizer):
         hint = "; a set is for `project`, or a term of a `Sum`" if isinstance(regularizer, ConstraintSet) else ""
         raise TypeError(f"prox takes a regularizer, got {type(regularizer).__name__}{hint}")
-    return GradientTransformation(
-        bind(_prox_init, regularizer=regularizer), bind(_prox_update, regularizer=regularizer), finished
-    )
+    init, update = bind(_prox_init, regularizer=regularizer), bind(_prox_update, regularizer=regularizer)
+    return on_leaves(GradientTransformation(init, update, finished))
 
 
 def _prox_init(params: Any, *, regularizer: Regularizer) -> EmptyState:
