@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import cvxpy as cp
@@ -164,7 +165,7 @@ def test_step_of_zero_stays_and_one_number_is_a_vector(case):
     some = steps(case.shape, 6)
     some[..., 0, 0] = 0.0
     x = case.build(1.0).prox(y, some)
-    torch.testing.assert_close(x[..., 0, 0], y[..., 0, 0], rtol=0, atol=1e-3 if case.name == "Nuclear" else 1e-10)
+    torch.testing.assert_close(x[..., 0, 0], y[..., 0, 0], rtol=0, atol=1e-3 if case.name == "Nuclear" else 1e-14)
     if case.name == "Nuclear":
         return
     one = torch.tensor([[3.0], [-0.1]], dtype=DOUBLE)
@@ -490,6 +491,62 @@ def test_rounds_of_the_taut_string(size, monkeypatch):
                 slack = 1e-11 * max(1.0, float((y.abs() / step).max()))
                 assert float(dual.abs().max()) <= weight + slack
                 assert float(torch.where(x.diff() == 0, 0.0, dual[:-1] - weight * x.diff().sign()).abs().max()) <= slack
+
+
+def rational_l_inf(y, step, weight):
+    """The proximal step of the L∞ norm in rational numbers, by sorting."""
+    ordered = sorted(((abs(v), s) for v, s in zip(y, step, strict=True)), reverse=True)
+    mass = total = Fraction(0)
+    level = Fraction(0)
+    for index, (v, s) in enumerate(ordered):
+        mass, total = mass + 1 / s, total + v / s
+        level = (total - weight) / mass
+        if index + 1 == len(ordered) or level >= ordered[index + 1][0]:
+            break
+    return [min(max(v, -max(level, 0)), max(level, 0)) for v in y]
+
+
+def rational_total_variation(y, step, weight):
+    """The proximal step of the total variation in rational numbers, by Johnson's dynamic program."""
+    pieces = [(None, 1 / step[0], -y[0] / step[0])]  # of a derivative: from where on, slope, intercept
+    limits = []
+
+    def root(value):
+        for index, (_, slope, intercept) in enumerate(pieces):
+            end = pieces[index + 1][0] if index + 1 < len(pieces) else None
+            if slope > 0 and (end is None or slope * end + intercept >= value):
+                return index, (value - intercept) / slope
+        raise AssertionError("a derivative that increases to infinity has a root")
+
+    for v, s in zip(y[1:], step[1:], strict=True):
+        (first, low), (last, high) = root(-weight), root(weight)
+        limits.append((low, high))
+        inner = [(low, *pieces[first][1:]), *pieces[first + 1 : last + 1]]
+        clipped = [(None, Fraction(0), -weight), *inner, (high, Fraction(0), weight)]
+        pieces = [(start, slope + 1 / s, intercept - v / s) for start, slope, intercept in clipped]
+    x = [root(Fraction(0))[1]]
+    for low, high in reversed(limits):
+        x.append(min(max(x[-1], low), high))
+    return x[::-1]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("regularizer", "reference"), [(R.LInf, rational_l_inf), (R.TotalVariation, rational_total_variation)]
+)
+def test_against_rational_numbers(regularizer, reference, spread):
+    """Precise to rounding also where step sizes differ by many orders of magnitude, or are next to nothing."""
+    generator = torch.Generator().manual_seed(29)
+    for trial in range(60):
+        size = int(torch.randint(1, 25, (), generator=generator))
+        y, step = draw(size, trial, 1.0).cumsum(0), steps(size, trial, spread)
+        y = y.round() if trial % 3 == 0 else y
+        step[trial % size] = 1e-200 if trial % 4 == 0 else step[trial % size]
+        weight = float(10 ** (3 * torch.rand((), generator=generator) - 2) * (1e-3 + y.abs().max()) / step.mean())
+        exact = reference(*([Fraction(float(v)) for v in values] for values in (y, step)), Fraction(weight))
+        expected = torch.tensor([float(v) for v in exact], dtype=DOUBLE)
+        atol = 1e-14 * float(y.abs().max())
+        torch.testing.assert_close(regularizer(weight).prox(y, step), expected, rtol=0, atol=atol)
 
 
 def problem():

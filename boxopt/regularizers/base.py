@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.sets.vectors import Vectorwise, _from_vectors, _to_vectors, normalized, precise
+from boxopt.sets.vectors import Vectorwise, _from_vectors, _to_vectors, precise
 
 P = TypeVar("P")
 
@@ -90,12 +90,15 @@ class VectorRegularizer(Vectorwise, Regularizer):
         return self._map(prox_leaf, y, tree.expand(step_size, y))
 
 
-def unit_metric(step: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A step size of at most 1, and the weight that makes with it the same proximal step.
+def usable(step: Tensor, weight: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """A positive step size, and the weight that makes with it the same proximal step.
 
-    A scalar step size becomes 1. Coordinates with less than 1e-12 of the vector's largest step size are given that.
+    A scalar step size becomes 1. Of a vector, those are raised that move nothing by more than a rounding error of a
+    number of this size.
     """
     if step.ndim == 0:
         return torch.ones_like(step), weight * step
-    largest = step.detach().amax(-1, keepdim=True)
-    return normalized(step), weight * largest
+    matters = (weight > 0) & (size > 0)
+    floor = torch.finfo(step.dtype).eps / 2 * (size / torch.where(matters, weight, 1.0)).detach()
+    floor = torch.where(matters, floor.clamp_min(torch.finfo(step.dtype).tiny * 1e8), 1.0)
+    return torch.where(step < floor, floor, step), weight

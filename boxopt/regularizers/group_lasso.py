@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import exact, tree
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import VectorRegularizer
 from boxopt.regularizers.elastic_net import soft_threshold
@@ -157,9 +157,12 @@ def _factor(y: Tensor, force: Tensor) -> Tensor:
 
     fixed = y.detach(), force.detach()
     norm = (fixed[0].abs() - fixed[1]).amax(-1, keepdim=True).clamp_min(0.0)
+    stop_early = exact.is_constant(y, force) and y.device.type == "cpu"
     for _ in range(_SECULAR_STEPS):
-        norm = newton(norm, *fixed)
-    for _ in range(_DERIVATIVE_STEPS):
+        before, norm = norm, newton(norm, *fixed)
+        if stop_early and not bool((norm > before).any()):
+            break
+    for _ in range(0 if stop_early else _DERIVATIVE_STEPS):
         norm = newton(norm, y, force)
     gap = norm + force
     return torch.where(gap > 0, norm / torch.where(gap > 0, gap, 1.0), 1.0)

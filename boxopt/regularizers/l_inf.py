@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.values import check_nonnegative
-from boxopt.regularizers.base import VectorRegularizer, unit_metric
+from boxopt.regularizers.base import VectorRegularizer, usable
 from boxopt.sets.threshold import project_simplex
 from boxopt.sets.vectors import Dim
 
@@ -56,16 +56,16 @@ class LInf(VectorRegularizer):
 
     def _prox(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
         size = y.abs()
-        step, total = unit_metric(step, hyper[0])
+        step, total = usable(step, hyper[0], size.amax(-1, keepdim=True))
         inverse = (1 / step).expand(size.shape)
-        dual = size * inverse
+        start = (size - total * step).detach().amax(-1, keepdim=True)  # below the root and near it, for precision
+        dual = (size - start) * inverse
         chosen = project_simplex(dual.detach(), inverse.detach() if step.ndim else None, total.detach()) > 0
-        start = (size - total * step).detach().amax(-1, keepdim=True)  # near the root, for the sums' sake
         mass = torch.where(chosen, inverse, 0.0).sum(-1, keepdim=True)
-        above = torch.where(chosen, (size - start) * inverse, 0.0).sum(-1, keepdim=True) - total
+        above = torch.where(chosen, dual, 0.0).sum(-1, keepdim=True) - total
         level = start + above / torch.where(mass > 0, mass, 1.0)
         level = torch.where(mass > 0, torch.where(level > 0, level, 0.0), torch.inf)
-        vanished = (dual.sum(-1, keepdim=True) <= total) & (total > 0)
+        vanished = ((size * inverse).sum(-1, keepdim=True) <= total) & (total > 0)
         clipped = torch.where(size > level, torch.where(y < 0, -level, level), y)
         return torch.where(vanished, 0.0, clipped)
 

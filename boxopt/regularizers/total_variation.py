@@ -25,7 +25,7 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.values import check_nonnegative
-from boxopt.regularizers.base import VectorRegularizer, unit_metric
+from boxopt.regularizers.base import VectorRegularizer, usable
 from boxopt.sets.vectors import Dim
 
 _ROUNDS = 32
@@ -64,7 +64,7 @@ class TotalVariation(VectorRegularizer):
         check_nonnegative("weight", self.weight)
 
     def _prox(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
-        return _taut_string(y, *unit_metric(step, hyper[0]))
+        return _taut_string(y, step, hyper[0])
 
     def _value(self, x: Tensor, *hyper: Tensor) -> Tensor:
         return hyper[0] * x.diff(dim=-1).abs().sum(-1, keepdim=True)
@@ -114,7 +114,7 @@ class FusedLasso(VectorRegularizer):
     def _prox(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
         weight, l1 = hyper
         shift = l1 * step
-        above, below = _taut_string(torch.stack([y - shift, y + shift]), *unit_metric(step, weight))
+        above, below = _taut_string(torch.stack([y - shift, y + shift]), step, weight)
         return torch.where(above > 0, above, torch.where(below < 0, below, 0.0))
 
     def _value(self, x: Tensor, *hyper: Tensor) -> Tensor:
@@ -124,21 +124,28 @@ class FusedLasso(VectorRegularizer):
 
 def _taut_string(y: Tensor, step: Tensor, weight: Tensor) -> Tensor:
     """The proximal step of the total variation of vectors [..., n]."""
+    fixed = y.detach()
+    step, weight = usable(step, weight, fixed.amax(-1, keepdim=True) - fixed.amin(-1, keepdim=True))
     mass = (1 / step).expand(y.shape)
-    shift = y.detach().mean(-1, keepdim=True)
-    pull = _pulls(y.detach() - shift, mass.detach(), weight.detach())
-    return shift + _levels(y - shift, mass, weight, pull)
+    centre, offset = _levels(y, mass, weight, _pulls(fixed, mass.detach(), weight.detach()))
+    return centre + offset
 
 
-def _levels(y: Tensor, mass: Tensor, weight: Tensor, pull: Tensor) -> Tensor:
-    """The value of each coordinate's block: ``pull`` is the sign of u after the last coordinate of a block, else 0."""
-    ends = pull != 0
-    zero = torch.zeros_like(y[..., :1])
-    block = torch.cat([zero, ends[..., :-1].to(y.dtype)], -1).cumsum(-1).long()
-    dual = torch.cat([zero, weight * pull[..., :-1], zero], -1)  # u before and after each coordinate, at blocks' ends
-    sums = torch.zeros_like(y).scatter_add(-1, block, mass * y + dual[..., 1:] - dual[..., :-1])
-    masses = torch.zeros_like(y).scatter_add(-1, block, mass)
-    return torch.gather(sums / torch.where(masses > 0, masses, 1.0), -1, block)
+def _levels(y: Tensor, mass: Tensor, weight: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of each coordinate's block, where ``pull`` is the sign of u after the last coordinate of one, else 0.
+
+    It is the sum of the block's heaviest y and an offset, so that u, which the heaviest multiplies, is precise.
+    """
+    zeros = torch.zeros_like(y)
+    start = zeros[..., :1]
+    block = torch.cat([start, (pull[..., :-1] != 0).to(y.dtype)], -1).cumsum(-1).long()
+    fixed, most = y.detach(), torch.gather(zeros.scatter_reduce(-1, block, mass.detach(), "amax"), -1, block)
+    heaviest = torch.where(mass.detach() == most, fixed, -torch.inf)
+    centre = torch.gather((zeros - torch.inf).scatter_reduce(-1, block, heaviest, "amax"), -1, block)
+    dual = torch.cat([start, weight * pull[..., :-1], start], -1)  # u before and after each coordinate, at blocks' ends
+    sums = zeros.scatter_add(-1, block, mass * (y - centre) + dual[..., 1:] - dual[..., :-1])
+    masses = zeros.scatter_add(-1, block, mass)
+    return centre, torch.gather(sums / torch.where(masses > 0, masses, 1.0), -1, block)
 
 
 def _pulls(y: Tensor, mass: Tensor, weight: Tensor) -> Tensor:
@@ -151,7 +158,8 @@ def _pulls(y: Tensor, mass: Tensor, weight: Tensor) -> Tensor:
     index = torch.arange(size, device=y.device).expand(y.shape)
     stop_early = exact.is_constant(y) and y.device.type == "cpu"
     for _ in range(size if stop_early else min(_ROUNDS, size - 1)):
-        dual = (mass * (_levels(y, mass, weight, pull) - y)).cumsum(-1)
+        centre, offset = _levels(y, mass, weight, pull)
+        dual = (mass * (offset + (centre - y))).cumsum(-1)
         free = (pull == 0) & (index < size - 1)
         excess = torch.where(free, dual.abs() - weight, 0.0).clamp_min(0.0)
         if stop_early and not bool(excess.any()):
