@@ -10,6 +10,7 @@ unless the table says otherwise, for:
 | `prox(TotalVariation(...))`, `prox(FusedLasso(...))` | `project(Box(l, u))`, l and u the same for the whole vector |
 | `project(NonNegative())` | `prox(r)`, r = `GroupLasso`, `SparseGroupLasso`, `LInf` |
 | `prox(L1(...))` | `prox(GroupLasso(...))`, which is `SparseGroupLasso` |
+| `prox(r)`, r = `LInf`, `TotalVariation`, `FusedLasso` | `prox(GroupLasso(...))`, in a scalar step size |
 | `prox(TotalVariation(...))` | `prox(L1(...))`, which is `FusedLasso`, in a scalar step size |
 | `project(PSD())` | `prox(Nuclear(...))`, in a scalar step size |
 

