@@ -514,6 +514,13 @@ def test_rounds_of_the_taut_string(size, monkeypatch):
                 assert float(torch.where(x.diff() == 0, 0.0, dual[:-1] - weight * x.diff().sign()).abs().max()) <= slack
 
 
+def test_a_fixed_number_of_rounds_equals_as_many_as_needed():
+    y, step = draw((3, 300), 33).cumsum(-1), steps((3, 300), 34)
+    for weight in (0.1, 3.0, 100.0):
+        regularizer = R.TotalVariation(weight)
+        torch.testing.assert_close(vmap(regularizer.prox)(y, step), regularizer.prox(y, step), rtol=0, atol=1e-12)
+
+
 def rational_l_inf(y, step, weight):
     """The proximal step of the L∞ norm in rational numbers, by sorting."""
     ordered = sorted(((abs(v), s) for v, s in zip(y, step, strict=True)), reverse=True)
