@@ -1,18 +1,19 @@
 r"""Regularizers: convex functions with a proximal step, for `boxopt.prox`.
 
-**Two at once.** The proximal step of a sum is not that of one term, then the other. It is, in every diagonal metric
-unless the table says otherwise, for:
+**Two at once.** The proximal step of a sum is not that of one term, then the other. It is, in every diagonal metric,
+for:
 
-| first | then |
-|---|---|
-| `prox(r)`, r = `L1`, `L2`, `ElasticNet` | `project(Box(...))` |
-| `prox(LInf(...))` | `project(Box(-c, c))`, c the same for the whole vector |
-| `prox(TotalVariation(...))`, `prox(FusedLasso(...))` | `project(Box(l, u))`, l and u the same for the whole vector |
-| `project(NonNegative())` | `prox(r)`, r = `GroupLasso`, `SparseGroupLasso`, `LInf` |
-| `prox(L1(...))` | `prox(GroupLasso(...))`, which is `SparseGroupLasso` |
-| `prox(r)`, r = `LInf`, `TotalVariation`, `FusedLasso` | `prox(GroupLasso(...))`, in a scalar step size |
-| `prox(TotalVariation(...))` | `prox(L1(...))`, which is `FusedLasso`, in a scalar step size |
-| `project(PSD())` | `prox(Nuclear(...))`, in a scalar step size |
+- `prox(r)`, then `project(Box(...))`, r being `L1`, `L2` or `ElasticNet`;
+- `prox(LInf(...))`, then `project(Box(-c, c))`, c the same for the whole vector;
+- `prox(r)`, then `project(Box(l, u))`, l and u the same for the whole vector, r being `TotalVariation` or `FusedLasso`;
+- `project(NonNegative())`, then `prox(r)`, r being `GroupLasso`, `SparseGroupLasso` or `LInf`;
+- `prox(L1(...))`, then `prox(GroupLasso(...))`, which is `SparseGroupLasso`;
+
+and in a scalar step size also for:
+
+- `prox(TotalVariation(...))`, then `prox(L1(...))`, which is `FusedLasso`;
+- `prox(r)`, then `prox(GroupLasso(...))`, r being `LInf`, `TotalVariation` or `FusedLasso`;
+- `project(PSD())`, then `prox(Nuclear(...))`.
 
 All else takes a `Sum`, which iterates.
 
