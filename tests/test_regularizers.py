@@ -246,7 +246,7 @@ COMPOSITIONS = {
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_exact_compositions(name):
-    """Two transformations in the order that `boxopt.regularizers` lists are the proximal step of both, in every metric."""
+    """Two transformations in the order that is listed are the proximal step of both, in every metric."""
     first, second, model, constraints = COMPOSITIONS[name]
     for seed in (9, 10):
         y, step = draw(6, seed), steps(6, seed)
