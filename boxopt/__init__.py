@@ -12,14 +12,14 @@
 {'x': tensor([1.0000, 0.5000])}
 """
 
-from boxopt import diagnostics, optimizers, schedules, sets
+from boxopt import diagnostics, optimizers, regularizers, schedules, sets
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
 from boxopt.constrain.frank_wolfe import frank_wolfe, frank_wolfe_gap
 from boxopt.constrain.mirror import exponentiated_gradient, mirror
 from boxopt.constrain.penalty import add_penalty, penalize, penalty
 from boxopt.constrain.project import project
 from boxopt.constrain.projected import projected
-from boxopt.constrain.prox import L1, L2, ElasticNet, prox
+from boxopt.constrain.prox import prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
@@ -36,6 +36,7 @@ from boxopt.core.transform import (
 from boxopt.core.values import CountState
 from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
+from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
 from boxopt.scale.clipping import clip, clip_by_global_norm
@@ -123,6 +124,7 @@ __all__ = [
     "project",
     "projected",
     "prox",
+    "regularizers",
     "rmsprop",
     "scale",
     "scale_by_adam",

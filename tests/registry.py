@@ -66,6 +66,20 @@ def double(updates: Any, params: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda u: None if u is None else 2 * u, updates)
 
 
+def are_matrices(params: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: None if x is None else getattr(x, "ndim", 0) == 2, params)
+
+
+REGULARIZERS: dict[str, Callable[[Hyper], bx.GradientTransformation]] = {
+    "GroupLasso": lambda h: bx.prox(bx.regularizers.GroupLasso(h.weight)),
+    "SparseGroupLasso": lambda h: bx.prox(bx.regularizers.SparseGroupLasso(0.5, h.weight)),
+    "LInf": lambda h: bx.prox(bx.regularizers.LInf(h.weight)),
+    "TotalVariation": lambda h: bx.prox(bx.regularizers.TotalVariation(h.weight)),
+    "FusedLasso": lambda h: bx.prox(bx.regularizers.FusedLasso(0.1, h.weight)),
+    "Nuclear": lambda h: bx.chain(bx.identity(), bx.masked(bx.prox(bx.regularizers.Nuclear(h.weight)), are_matrices)),
+    "Sum": lambda h: bx.prox(bx.regularizers.Sum(bx.regularizers.GroupLasso(h.weight), h.box, sweeps=2)),
+}
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -110,6 +124,10 @@ ENTRIES = [
     E_(("prox", "L1"), lambda h: bx.prox(bx.L1(h.weight))),
     E_(("prox", "L2"), lambda h: bx.prox(bx.L2(h.weight))),
     E_(("prox", "ElasticNet"), lambda h: bx.prox(bx.ElasticNet(h.weight, 0.5))),
+    *(
+        E_(("prox", name), build, quick=True, exempt={"stacked": "leaves, or their last dimension, are vectors"})
+        for name, build in REGULARIZERS.items()
+    ),
     E_(("chain",), lambda h: bx.chain(bx.adam(h.lr), bx.project(h.box)), lands="closed"),
     E_(
         ("chain", "named_chain"),
@@ -221,6 +239,7 @@ OTHERS = {
     "frank_wolfe_gap": "test_feasible_steps.py",
     "diagnostics": "a module",
     "optimizers": "a module",
+    "regularizers": "a module",
     "schedules": "a module",
     "sets": "a module",
 }
