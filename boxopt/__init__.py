@@ -32,11 +32,31 @@ from boxopt.core.transform import (
 )
 from boxopt.core.values import CountState
 from boxopt.diagnostics import active, is_feasible, optimality, violation
-from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
+from boxopt.optimizers import (
+    adabelief,
+    adagrad,
+    adam,
+    adamax,
+    adamaxw,
+    adamw,
+    adan,
+    amsgrad,
+    lion,
+    nadam,
+    nadamw,
+    radam,
+    rmsprop,
+    sgd,
+    yogi,
+)
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
+from boxopt.scale.adan import ScaleByAdanState, scale_by_adan
+from boxopt.scale.belief import ScaleByBeliefState, scale_by_belief, scale_by_yogi
 from boxopt.scale.clipping import clip, clip_by_global_norm
+from boxopt.scale.largest_moment import ScaleByAmsgradState, scale_by_adamax, scale_by_amsgrad
 from boxopt.scale.momentum import TraceState, trace
+from boxopt.scale.rectified import scale_by_radam
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
     ScaleByRssState,
@@ -74,18 +94,26 @@ __all__ = [
     "Packed",
     "PackedState",
     "ScaleByAdamState",
+    "ScaleByAdanState",
+    "ScaleByAmsgradState",
+    "ScaleByBeliefState",
     "ScaleByLionState",
     "ScaleByRmsState",
     "ScaleByRssState",
     "ScaleByStddevState",
     "TraceState",
     "active",
+    "adabelief",
     "adagrad",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
+    "adan",
     "add_barrier",
     "add_decayed_weights",
     "add_penalty",
+    "amsgrad",
     "apply_updates",
     "barrier",
     "chain",
@@ -104,6 +132,8 @@ __all__ = [
     "lion",
     "log_barrier",
     "masked",
+    "nadam",
+    "nadamw",
     "named_chain",
     "on_leaves",
     "optimality",
@@ -115,15 +145,22 @@ __all__ = [
     "penalty",
     "project",
     "prox",
+    "radam",
     "rmsprop",
     "scale",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
+    "scale_by_amsgrad",
+    "scale_by_belief",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_schedule",
     "scale_by_stddev",
+    "scale_by_yogi",
     "schedules",
     "sets",
     "sgd",
@@ -132,4 +169,5 @@ __all__ = [
     "trace",
     "violation",
     "warmup_cosine_decay_schedule",
+    "yogi",
 ]
