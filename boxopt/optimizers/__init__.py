@@ -2,12 +2,22 @@
 
 from boxopt.optimizers.adam import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from boxopt.optimizers.adam_variants import adabelief, adan, radam, yogi
-from boxopt.optimizers.gradient_descent import sgd
-from boxopt.optimizers.root_mean_square import adagrad, rmsprop
-from boxopt.optimizers.sign import lion
+from boxopt.optimizers.gradient_descent import (
+    noisy_sgd,
+    optimistic_adam,
+    optimistic_adam_v2,
+    optimistic_gradient_descent,
+    polyak_sgd,
+    sgd,
+)
+from boxopt.optimizers.layerwise import fromage, lamb, lars, novograd
+from boxopt.optimizers.root_mean_square import adadelta, adafactor, adagrad, rmsprop, sm3
+from boxopt.optimizers.sign import lion, rprop, sign_sgd, signum
 
 __all__ = [
     "adabelief",
+    "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
     "adamax",
@@ -15,11 +25,24 @@ __all__ = [
     "adamw",
     "adan",
     "amsgrad",
+    "fromage",
+    "lamb",
+    "lars",
     "lion",
     "nadam",
     "nadamw",
+    "noisy_sgd",
+    "novograd",
+    "optimistic_adam",
+    "optimistic_adam_v2",
+    "optimistic_gradient_descent",
+    "polyak_sgd",
     "radam",
     "rmsprop",
+    "rprop",
     "sgd",
+    "sign_sgd",
+    "signum",
+    "sm3",
     "yogi",
 ]

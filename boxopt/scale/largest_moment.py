@@ -140,7 +140,7 @@ def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) ->
         >>> import torch, boxopt as bx
         >>> tx = bx.scale_by_adamax()
         >>> tx.update(torch.tensor([3.0, -0.1]), tx.init(torch.zeros(2)), torch.zeros(2))[0]
-        tensor([ 1.0000, -1.0000])
+        tensor([ 1., -1.])
 
     Source:
         D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, section 7.1;

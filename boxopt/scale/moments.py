@@ -45,13 +45,14 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
 
 def bias_correction(decay: Scalar, count: Tensor) -> Tensor:
     """1 − decay^count, the weight that an average started at 0 has received; in float64."""
-    steps = count.to(_precise(count.device))
+    steps = precise(count)
     base = decay.to(steps) if isinstance(decay, Tensor) else decay
     return 1 - base**steps
 
 
-def _precise(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+def precise(count: Tensor) -> Tensor:
+    """A counter as a number to compute with: in float64, where the device has it."""
+    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -102,6 +103,17 @@ def look_ahead(b1: Scalar, count: Tensor) -> Callable[..., Tensor]:
         return beta * m * behind(m) + (1 - beta) * g
 
     return ahead
+
+
+def multiply_step_size(factor: Any, step_size: Any) -> Any:
+    """The step size of updates that were multiplied by a number, or by a prefix of numbers."""
+    return tree.combine(_size, factor, step_size)
+
+
+def _size(factor: Any, step_size: Any) -> Any:
+    if isinstance(factor, Tensor) and isinstance(step_size, Tensor):
+        factor = exact.like(factor, step_size) if step_size.ndim else factor
+    return abs(factor) * step_size
 
 
 def times(step_size: Any, factor: Callable[..., Tensor], moments: Any, *rest: Any) -> Any:
