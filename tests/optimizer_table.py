@@ -146,8 +146,8 @@ ROWS = [
         "fromage",
         "Bernstein et al. 2020",
         "lr·‖x‖/‖g‖/√(1 + lr²)",
-        lambda: bx.fromage(0.01),
-        lambda: optax.fromage(0.01),
+        lambda: bx.fromage(0.002),
+        lambda: optax.fromage(0.002),
     ),
     Row("lamb", "You et al. 2020", "Adam's·‖x‖/‖u‖", lambda: bx.lamb(0.01), lambda: optax.lamb(0.01)),
     Row(
@@ -240,8 +240,8 @@ ROWS = [
         "Riedmiller and Braun 1993",
         "its own η, a number each",
         lambda: bx.rprop(0.001, max_step_size=0.01),
-        lambda: optax.rprop(0.001, max_step_size=0.01),
-        lambda p: torch.optim.Rprop(p, 0.001, step_sizes=(1e-6, 0.01)),
+        torch=lambda p: torch.optim.Rprop(p, 0.001, step_sizes=(1e-6, 0.01)),
+        note="optax 0.2.8 makes each update one step late, and none at the first; here as in the paper and in torch.",
     ),
     Row(
         "sgd",
@@ -446,8 +446,8 @@ VARIANTS = [
         "novograd",
         "",
         "",
-        lambda: bx.novograd(0.01, weight_decay=0.01),
-        lambda: optax.novograd(0.01, weight_decay=0.01),
+        lambda: bx.novograd(0.01, eps=0.1, weight_decay=0.01),
+        lambda: optax.novograd(0.01, eps=0.1, weight_decay=0.01),
     ),
     Row(
         "polyak_sgd",

@@ -100,3 +100,12 @@ def test_compiled_and_packed_noise_is_the_same():
 def test_a_bad_seed_is_named():
     with pytest.raises(TypeError, match=r"float32 of shape \(\)"):
         bx.add_noise(1.0, 0.5, torch.tensor(0.5)).init(torch.zeros(1))
+
+
+def test_the_order_of_a_dict_does_not_matter():
+    names = ["b", "a", "c"]
+    first = {name: torch.zeros(3) for name in names}
+    second = {name: torch.zeros(3) for name in sorted(names)}
+    tx = bx.add_noise(1.0, 0.5)
+    one, other = (tx.update(params, tx.init(params), params)[0] for params in (first, second))
+    assert all(torch.equal(one[name], other[name]) for name in names)

@@ -74,10 +74,12 @@ def _noise_update(
     following, sample = split(state.rng_key)
     steps = precise(count)
     deviation = exact.cast_once(root(exact.as_tensor(eta, steps) / steps**gamma))
-    leaves, structure = tree.flatten(updates)
-    noisy = []
-    for leaf, leaf_key in zip(leaves, split(sample, len(leaves)), strict=True):
+    ranks = tree.ranks(updates)
+    keys = split(sample, len(tree.leaves(ranks)))
+
+    def perturb(leaf: Tensor, rank: int) -> Tensor:
         wide = exact.wide(leaf)
-        noise = normal(leaf_key.to(leaf.device), leaf.shape, wide.dtype)
-        noisy.append(exact.like(wide + deviation(wide) * noise, leaf))
-    return tree.unflatten(structure, noisy), AddNoiseState(count, following)
+        noise = normal(keys[rank].to(leaf.device), leaf.shape, wide.dtype)
+        return exact.like(wide + deviation(wide) * noise, leaf)
+
+    return tree.map(perturb, updates, ranks), AddNoiseState(count, following)

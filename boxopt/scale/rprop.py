@@ -59,7 +59,7 @@ def scale_by_rprop(
 
     Source:
         M. Riedmiller and H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP
-        algorithm", 1993; `optax.scale_by_rprop`; `torch.optim.Rprop`.
+        algorithm", 1993; `torch.optim.Rprop`; `optax.scale_by_rprop`, which makes each update one step late.
     """
     return GradientTransformation(
         bind(_rprop_init, initial=learning_rate),
