@@ -190,3 +190,45 @@ def test_the_documentation_prints_this_table():
     """Run python docs/optimizer_table.py after a change of the table."""
     script = run_path(str(Path(__file__).parent.parent / "docs" / "optimizer_table.py"))
     assert script["rendered"]() == script["PAGE"].read_text(encoding="utf-8")
+
+
+@torch.no_grad()
+def steps_to_leave(*transformations):
+    """Pressed against a bound for 1,000 steps, then drawn away: in how many steps it leaves, and is half way."""
+    tx, params = bx.chain(*transformations, bx.project(bx.Box(0.0, 1.0))), torch.tensor(0.5, dtype=torch.float64)
+    state, path = tx.init(params), []
+    for step in range(4000):
+        slope = torch.full_like(params, 1.0 if step < 1000 else -0.01)
+        updates, state = tx.update(slope, state, params)
+        params = bx.apply_updates(params, updates)
+        path.append(params)
+    path = torch.stack(path[1000:])
+    return int((path > 0).nonzero()[0]) + 1, int((path >= 0.5).nonzero()[0]) + 1
+
+
+def test_what_the_documentation_says_of_active_bounds():
+    box = bx.Box(0.0, 1.0)
+    for name, tx in {"adam": bx.adam(0.01), "lion": bx.lion(0.01, weight_decay=0.0)}.items():
+        plain, tangent = steps_to_leave(tx), steps_to_leave(bx.tangent(box), tx)
+        assert (plain, tangent) == {"adam": ((44, 2289), (1, 685)), "lion": ((450, 499), (1, 50))}[name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [bx.lion, bx.adamw])
+def test_bounds_win_over_the_set_of_the_decay(build):
+    for decay, expected in ((0.0, 3.0), (1.0, 2.0)):
+        tx = bx.chain(build(0.005, weight_decay=decay), bx.project(bx.Box(2.0, 4.0)))
+        params = torch.tensor(2.5, dtype=torch.float64)
+        state = tx.init(params)
+        for _ in range(1500):
+            updates, state = tx.update(2 * (params - 3), state, params)
+            params = bx.apply_updates(params, updates)
+        assert float(params) == pytest.approx(expected, abs=0.01)
+
+
+def test_frozen_parameters_stay_under_a_barrier():
+    box, params = bx.Box(0.0, 1.0), {"frozen": torch.tensor([0.01]), "free": torch.tensor([0.01])}
+    tx = bx.chain(bx.adam(0.01), bx.freeze("frozen"), bx.project(box), bx.barrier(box, 1e-2))
+    updates, _ = tx.update({name: torch.zeros(1) for name in params}, tx.init(params), params)
+    assert float(updates["frozen"]) == 0
+    assert float(updates["free"]) > 0
