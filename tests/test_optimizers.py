@@ -7,10 +7,12 @@ from runpy import run_path
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from sklearn.datasets import load_digits
 
 import boxopt as bx
 from boxopt.core.transform import accepted
+from boxopt.core.tree import expand
 from tests.optimizer_table import ROWS, TRANSFORMATIONS, VARIANTS
 
 with warnings.catch_warnings():
@@ -232,3 +234,58 @@ def test_frozen_parameters_stay_under_a_barrier():
     updates, _ = tx.update({name: torch.zeros(1) for name in params}, tx.init(params), params)
     assert float(updates["frozen"]) == 0
     assert float(updates["free"]) > 0
+
+
+FIRST_STEPS = {
+    "adabelief": lambda: bx.adabelief(0.1),
+    "adafactor": lambda: bx.adafactor(0.1, 2),
+    "adagrad": lambda: bx.adagrad(0.1),
+    "adam": lambda: bx.adam(0.1, eps_root=0.01),
+    "adamax": lambda: bx.adamax(0.1),
+    "adan": lambda: bx.adan(0.1),
+    "amsgrad": lambda: bx.amsgrad(0.1),
+    "fromage": lambda: bx.chain(bx.scale_by_trust_ratio(1e-6), bx.scale(-0.1)),
+    "lamb": lambda: bx.lamb(0.1),
+    "lars": lambda: bx.lars(0.1),
+    "lion": lambda: bx.lion(0.1, weight_decay=0.0),
+    "novograd": lambda: bx.novograd(0.1),
+    "optimistic_adam": lambda: bx.optimistic_adam(0.1, nesterov=False),
+    "optimistic_adam_v2": lambda: bx.optimistic_adam_v2(0.1, alpha=0.5, nesterov=False),
+    "optimistic_gradient_descent": lambda: bx.optimistic_gradient_descent(0.1, alpha=0.5),
+    "polyak_sgd": lambda: bx.polyak_sgd(scaling=0.5),
+    "radam": lambda: bx.radam(0.1),
+    "rmsprop": lambda: bx.rmsprop(0.1),
+    "rprop": lambda: bx.rprop(0.1),
+    "sgd": lambda: bx.sgd(0.1, momentum=0.9),
+    "sign_sgd": lambda: bx.sign_sgd(0.1),
+    "signum": lambda: bx.signum(0.1),
+    "normalize_by_update_norm": lambda: bx.chain(bx.normalize_by_update_norm(2.0), bx.scale(-1.0)),
+    "scale_by_param_block_norm": lambda: bx.chain(bx.scale_by_param_block_norm(), bx.scale(-1.0)),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["leaves", "packed"])
+@pytest.mark.parametrize("name", FIRST_STEPS)
+def test_the_first_step_is_the_step_size_times_the_gradient_or_its_sign(name, packed):
+    """At first all averages, their bias corrected, are the gradient, and its square."""
+    tx, extra = FIRST_STEPS[name](), {"value": 0.3} if name == "polyak_sgd" else {}
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: {  # noqa: E731
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in {"a": (2, 3), "b": 4}.items()
+    }
+    params, gradients = draw(), draw()
+    unpack = lambda tree: tree  # noqa: E731
+    if packed:
+        params, unpack = bx.pack(params)
+        gradients = unpack.pack(gradients)
+    updates, state = tx.update(gradients, tx.init(params), params, **extra)
+    sizes = tx.step_size(state, 1.0)
+    sizes = unpack.expand(sizes) if packed else sizes
+    signed = name in {"lion", "sign_sgd", "signum", "rprop"}
+    direction = pytree.tree_map(torch.sign, gradients) if signed else gradients
+    # Rank one fits a squared gradient only roughly: Adafactor clips what its step size does not know of.
+    ratio = pytree.tree_map(lambda u, size, d: -u / (size * d), updates, expand(sizes, updates), direction)
+    for leaf in pytree.tree_leaves(unpack(ratio)):
+        torch.testing.assert_close(leaf, leaf.flatten()[:1].expand_as(leaf.flatten()).view_as(leaf))
+        assert name == "adafactor" or float(leaf.flatten()[0]) == pytest.approx(1)
