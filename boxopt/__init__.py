@@ -55,14 +55,26 @@ from boxopt.schedules import (
     warmup_cosine_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
+from boxopt.wrap.conditional import (
+    ConditionallyMaskState,
+    ConditionallyTransformState,
+    conditionally_mask,
+    conditionally_transform,
+)
+from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
+from boxopt.wrap.skipping import skip_large_updates, skip_not_finite
 
 __version__ = "0.1.0"
 
 __all__ = [
     "L1",
     "L2",
+    "ApplyIfFiniteState",
     "Box",
     "CompiledStep",
+    "ConditionallyMaskState",
+    "ConditionallyTransformState",
     "ConsumedError",
     "CountState",
     "ElasticNet",
@@ -71,6 +83,7 @@ __all__ = [
     "Layout",
     "MaskedNode",
     "MaskedState",
+    "MultiStepsState",
     "Packed",
     "PackedState",
     "ScaleByAdamState",
@@ -86,12 +99,15 @@ __all__ = [
     "add_barrier",
     "add_decayed_weights",
     "add_penalty",
+    "apply_if_finite",
     "apply_updates",
     "barrier",
     "chain",
     "clip",
     "clip_by_global_norm",
     "compile",
+    "conditionally_mask",
+    "conditionally_transform",
     "constant_schedule",
     "cosine_decay_schedule",
     "diagnostics",
@@ -104,6 +120,7 @@ __all__ = [
     "lion",
     "log_barrier",
     "masked",
+    "multi_steps",
     "named_chain",
     "on_leaves",
     "optimality",
@@ -127,6 +144,9 @@ __all__ = [
     "schedules",
     "sets",
     "sgd",
+    "skip_large_updates",
+    "skip_nonfinite",
+    "skip_not_finite",
     "stateless",
     "tangent",
     "trace",

@@ -66,6 +66,30 @@ def double(updates: Any, params: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda u: None if u is None else 2 * u, updates)
 
 
+def every_two_then_one(step: Any) -> Any:
+    return torch.where(step < 1, 2, 1)
+
+
+def few_and_finite(updates: Any, step: Any, params: Any) -> Any:
+    """Gradients to skip: none of the laws', but it takes some counting to know."""
+    skip, info = bx.skip_not_finite(updates, step, params)
+    large, more = bx.skip_large_updates(updates, step, params, max_squared_norm=1e8)
+    return skip | large, {**info, "norm_squared": more["norm_squared"]}
+
+
+def odd_steps(step: Any) -> Any:
+    return step % 2 == 1
+
+
+def smooth_adam(lr: Any) -> bx.GradientTransformation:
+    """Adam with derivatives that finite differences can follow where its moments are still zero."""
+    return bx.adam(lr, eps_root=0.1)
+
+
+def small_first(step: Any) -> Any:
+    return step < 2
+
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -141,6 +165,32 @@ ENTRIES = [
         ),
         lands="closed",
     ),
+    E_(
+        ("multi_steps", "skip_large_updates", "skip_not_finite"),
+        lambda h: bx.chain(
+            bx.multi_steps(smooth_adam(h.lr), every_two_then_one, True, few_and_finite),
+            bx.project(h.box),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
+    E_(
+        ("apply_if_finite", "skip_nonfinite"),
+        lambda h: bx.apply_if_finite(bx.chain(bx.skip_nonfinite(bx.adam(h.lr)), bx.project(h.box)), 3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("conditionally_transform", "conditionally_mask"),
+        lambda h: bx.chain(
+            bx.conditionally_transform(bx.scale_by_adam(eps_root=0.1), small_first),
+            bx.conditionally_mask(bx.scale_by_learning_rate(h.lr), odd_steps),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
     E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
@@ -198,6 +248,10 @@ OTHERS = {
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
+    "ApplyIfFiniteState": "a state",
+    "ConditionallyMaskState": "a state",
+    "ConditionallyTransformState": "a state",
+    "MultiStepsState": "a state",
     "diagnostics": "a module",
     "optimizers": "a module",
     "schedules": "a module",

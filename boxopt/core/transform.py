@@ -205,19 +205,25 @@ def members(transformation: GradientTransformation) -> Iterator[GradientTransfor
 def accepted(transformation: GradientTransformation) -> frozenset[str] | None:
     """The names of the keyword arguments that an update takes; None if it takes any.
 
-    A combinator's update has ``**extra`` and passes on what its members take. A function of the user's with ``**extra``
-    takes anything.
+    A combinator's update has ``**extra`` and passes on what its members take, and what is bound as ``also_takes``. A
+    function of the user's with ``**extra`` takes anything.
     """
     update = transformation.update
     bound = update.keywords if isinstance(update, partial) else {}
-    named = [p for p in inspect.signature(update).parameters.values() if p.name not in bound]
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
-        return frozenset(parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY)
-    names: set[str] = set()
+    own = _keyword_arguments(update)
+    if own is not None:
+        return own
     inner = tuple(members(transformation))
-    for member in inner:
-        taken = accepted(member)
-        if taken is None:
-            return None
-        names |= taken
-    return frozenset(names) if inner else None
+    taken = [accepted(member) for member in inner] + [bound.get("also_takes", frozenset())]
+    if not inner or None in taken:
+        return None
+    return frozenset().union(*(names for names in taken if names is not None))
+
+
+def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The names of the keyword-only arguments of a function that are not bound; None if it takes any."""
+    bound = function.keywords if isinstance(function, partial) else {}
+    named = [p for p in inspect.signature(function).parameters.values() if p.name not in bound]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
+        return None
+    return frozenset(parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY)
