@@ -21,6 +21,7 @@ from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
 from boxopt.core.pack import Layout, Packed, PackedState, on_leaves, pack, packed
+from boxopt.core.state import tree_get, tree_get_all, tree_map_params, tree_set
 from boxopt.core.transform import (
     EmptyState,
     GradientTransformation,
@@ -56,12 +57,15 @@ from boxopt.schedules import (
 )
 from boxopt.sets import Box
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
+from boxopt.wrap.average import EmaParamsState, ema_params
 from boxopt.wrap.conditional import (
     ConditionallyMaskState,
     ConditionallyTransformState,
     conditionally_mask,
     conditionally_transform,
 )
+from boxopt.wrap.hyperparams import InjectHyperparamsState, inject_hyperparams
+from boxopt.wrap.lookahead import LookaheadState, lookahead
 from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
 from boxopt.wrap.skipping import skip_large_updates, skip_not_finite
 
@@ -78,9 +82,12 @@ __all__ = [
     "ConsumedError",
     "CountState",
     "ElasticNet",
+    "EmaParamsState",
     "EmptyState",
     "GradientTransformation",
+    "InjectHyperparamsState",
     "Layout",
+    "LookaheadState",
     "MaskedNode",
     "MaskedState",
     "MultiStepsState",
@@ -112,13 +119,16 @@ __all__ = [
     "cosine_decay_schedule",
     "diagnostics",
     "elementwise",
+    "ema_params",
     "exponential_decay",
     "finished",
     "identity",
+    "inject_hyperparams",
     "is_feasible",
     "linear_schedule",
     "lion",
     "log_barrier",
+    "lookahead",
     "masked",
     "multi_steps",
     "named_chain",
@@ -150,6 +160,10 @@ __all__ = [
     "stateless",
     "tangent",
     "trace",
+    "tree_get",
+    "tree_get_all",
+    "tree_map_params",
+    "tree_set",
     "violation",
     "warmup_cosine_decay_schedule",
 ]

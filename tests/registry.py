@@ -191,6 +191,25 @@ ENTRIES = [
         lands="strictly",
         quick=True,
     ),
+    E_(
+        ("inject_hyperparams", "lookahead", "ema_params"),
+        lambda h: bx.chain(
+            bx.lookahead(
+                bx.chain(bx.inject_hyperparams(bx.adam)(schedule(h), b1=h.weight), bx.project(h.box)), 2, h.weight
+            ),
+            bx.ema_params(h.weight),
+        ),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("inject_hyperparams", "box"),
+        lambda h: bx.chain(
+            bx.inject_hyperparams(bx.adam)(h.lr), bx.inject_hyperparams(bx.project)(h.box), bx.ema_params(None)
+        ),
+        lands="closed",
+        quick=True,
+    ),
     E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
@@ -245,12 +264,19 @@ OTHERS = {
     "active": "test_diagnostics.py",
     "is_feasible": "test_diagnostics.py",
     "optimality": "test_diagnostics.py",
+    "tree_get": "test_state_access.py",
+    "tree_get_all": "test_state_access.py",
+    "tree_map_params": "test_state_access.py",
+    "tree_set": "test_state_access.py",
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
     "ApplyIfFiniteState": "a state",
     "ConditionallyMaskState": "a state",
     "ConditionallyTransformState": "a state",
+    "EmaParamsState": "a state",
+    "InjectHyperparamsState": "a state",
+    "LookaheadState": "a state",
     "MultiStepsState": "a state",
     "diagnostics": "a module",
     "optimizers": "a module",

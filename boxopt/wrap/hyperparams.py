@@ -144,8 +144,8 @@ def _as_tensor(value: Any, dtype: torch.dtype | None) -> Tensor:
 def _inject_init(
     params: Any, *, transformation: GradientTransformation, hyperparams: dict[str, Any], schedules: dict[str, Any]
 ) -> InjectHyperparamsState:
-    count = zero_count(params)
     inner = transformation.init(params)
+    count = zero_count(params)
     placed = tree.map(lambda x: x.to(count.device) if x.ndim == 0 else x, hyperparams)
     return InjectHyperparamsState(count, {**placed, **_scheduled(schedules, count)}, inner)
 
