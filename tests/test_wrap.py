@@ -135,6 +135,140 @@ def test_optax(name):
                 assert getattr(ours, field).item() == getattr(theirs, field).item()
 
 
+def test_lookahead_is_optax_s():
+    for reset in (False, True):
+        with jax.enable_x64(True):
+            peer = optax.lookahead(optax.adam(0.1), 3, 0.4, reset)
+            theirs = optax.LookaheadParams.init_synced(jax.tree.map(jax.numpy.asarray, START))
+            tx, params = bx.lookahead(bx.adam(0.1), 3, 0.4, reset), {k: torch.tensor(v) for k, v in START.items()}
+            peer_state, state = peer.init(theirs), tx.init(params)
+            for step in range(STEPS):
+                draw = finite_gradients(step)
+                updates, peer_state = peer.update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
+                theirs = optax.apply_updates(theirs, updates)
+                updates, state = tx.update({k: torch.tensor(v) for k, v in draw.items()}, state, params)
+                params = bx.apply_updates(params, updates)
+                for leaf in SHAPES:
+                    np.testing.assert_allclose(params[leaf], theirs.fast[leaf], rtol=1e-11, atol=1e-13)
+                    np.testing.assert_allclose(state.slow[leaf], theirs.slow[leaf], rtol=1e-11, atol=1e-13)
+
+
+def test_inject_hyperparams_is_optax_s():
+    """A schedule, a constant, and a constant that is set on the way."""
+    with jax.enable_x64(True):
+        peer = optax.inject_hyperparams(optax.adam)(
+            optax.exponential_decay(0.1, 10, 0.5), b1=lambda step: 0.9 - 0.01 * step, b2=0.99
+        )
+        tx = bx.inject_hyperparams(bx.adam)(
+            bx.exponential_decay(0.1, 10, 0.5), b1=lambda step: 0.9 - 0.01 * step, b2=0.99
+        )
+        theirs, params = jax.tree.map(jax.numpy.asarray, START), {k: torch.tensor(v) for k, v in START.items()}
+        peer_state, state = peer.init(theirs), tx.init(params)
+        for step in range(STEPS):
+            draw = finite_gradients(step)
+            if step == 10:
+                peer_state = optax.tree_utils.tree_set(peer_state, b2=jax.numpy.asarray(0.95))
+                state = bx.tree_set(state, b2=0.95)
+            updates, peer_state = peer.update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+            updates, state = tx.update({k: torch.tensor(v) for k, v in draw.items()}, state, params)
+            params = bx.apply_updates(params, updates)
+            for leaf in SHAPES:
+                np.testing.assert_allclose(
+                    params[leaf], theirs[leaf], rtol=1e-6, atol=1e-7
+                )  # its schedule is in float32
+            for name in ("learning_rate", "b1", "b2"):
+                np.testing.assert_allclose(state.hyperparams[name], peer_state.hyperparams[name], rtol=1e-6)
+
+
+# --- hyperparameters in the state ----------------------------------------------------------------------------------
+
+
+def test_hyperparameters_are_batched_differentiated_and_set_without_recompilation():
+    tx = bx.chain(bx.inject_hyperparams(bx.sgd)(0.1), bx.inject_hyperparams(bx.project)(BOX))
+    params = torch.tensor([0.5, -0.5])
+
+    def after(state):
+        return bx.apply_updates(params, tx.update(torch.tensor([1.0, 2.0]), state, params)[0])
+
+    state = tx.init(params)
+    assert set(state[0].hyperparams) == {"learning_rate"}  # nesterov and the Nones are no numbers
+    assert state[1].hyperparams["constraint"].upper == 0.75
+    rates = torch.tensor([0.1, 0.2, 0.9])
+    together = vmap(lambda rate: after(bx.tree_set(state, learning_rate=rate)))(rates)
+    torch.testing.assert_close(together, torch.tensor([[0.4, -0.7], [0.3, -0.9], [-0.4, -1.0]]))
+    slope = grad(lambda rate: after(bx.tree_set(state, learning_rate=rate)).sum())(torch.tensor(0.1))
+    assert slope == -3
+    compiled = torch.compile(tx.update, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rate, upper in ((0.1, 0.75), (0.2, 0.35), (0.3, 0.15)):
+            state = bx.tree_set(state, learning_rate=rate, upper=upper)
+            updates, _ = compiled(torch.tensor([1.0, 2.0]), state, params)
+            assert torch.equal(bx.apply_updates(params, updates), after(state))
+            assert after(state)[0].item() == pytest.approx(min(0.5 - rate, upper), abs=1e-7)
+
+
+def test_inject_hyperparams_says_what_is_wrong():
+    with pytest.raises(ValueError, match="static_args names 'maks'; the arguments are 'learning_rate'"):
+        bx.inject_hyperparams(bx.adamw, static_args="maks")
+    with pytest.raises(TypeError, match="learning_rate"):
+        bx.inject_hyperparams(bx.adam)()
+    with pytest.raises(ValueError, match="finished step"):
+        bx.chain(bx.inject_hyperparams(bx.project)(BOX), bx.scale(2.0))
+    tx = bx.inject_hyperparams(bx.adamw, static_args="mask")(0.1, mask=lambda params: {"w": True, "b": False})
+    params = {"w": torch.ones(1), "b": torch.ones(1)}
+    updates, state = tx.update({"w": torch.zeros(1), "b": torch.zeros(1)}, tx.init(params), params)
+    assert updates["w"] < 0
+    assert updates["b"] == 0
+    assert "mask" not in state.hyperparams
+
+
+# --- averages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_averages_and_slow_parameters_stay_in_the_box_to_the_bit(dtype):
+    box = bx.Box(-1.01, 0.0703)
+    tx = bx.chain(bx.lookahead(bx.chain(bx.sgd(0.1), bx.project(box)), 2, 0.3), bx.ema_params(0.9))
+    params = torch.empty(20_000, dtype=dtype).uniform_(-1.0, 0.07, generator=torch.Generator().manual_seed(0))
+    state = tx.init(params)
+    for step in range(12):
+        noise = torch.randn(params.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
+        updates, state = tx.update(noise * 10 ** (step % 3), state, params)
+        params = bx.apply_updates(params, updates)
+        for points in (params, state[0].slow, state[1].ema):
+            assert ((points.double() >= -1.01) & (points.double() <= 0.0703)).all()
+        if step % 2:
+            assert torch.equal(params, state[0].slow)
+
+
+def test_ema_params_are_the_debiased_average():
+    tx, plain = bx.ema_params(0.9), bx.ema_params(None)
+    params = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    states, total, mean = (tx.init(params), plain.init(params)), torch.zeros(2), []
+    for step in range(1, 20):
+        update = torch.tensor([0.1, 1.0 / step], dtype=torch.float64)
+        states = tuple(t.update(update, s, params)[1] for t, s in zip((tx, plain), states, strict=True))
+        params = params + update
+        total = 0.9 * total + 0.1 * params
+        mean.append(params)
+        torch.testing.assert_close(states[0].ema, total / (1 - 0.9**step))
+        torch.testing.assert_close(states[1].ema, torch.stack(mean).mean(0))
+    model = torch.nn.Linear(1, 1)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    tx, params = bx.ema_params(0.9, debias=False), {k: v.detach().clone() for k, v in model.named_parameters()}
+    state = tx.init(params)
+    averaged.update_parameters(model)  # torch starts its average with the first call
+    for _ in range(4):
+        updates = {name: torch.ones_like(leaf) for name, leaf in params.items()}
+        _, state = tx.update(updates, state, params)
+        params = bx.apply_updates(params, updates)
+        model.load_state_dict(params)
+        averaged.update_parameters(model)
+    for name, leaf in averaged.module.named_parameters():
+        torch.testing.assert_close(state.ema[name], leaf.detach())
+
+
 # --- bounds, members, chains ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
@@ -222,7 +223,16 @@ def accepted(transformation: GradientTransformation) -> frozenset[str] | None:
 
 def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
     """The names of the keyword-only arguments of a function that are not bound; None if it takes any."""
-    bound = function.keywords if isinstance(function, partial) else {}
+    bound: set[str] = set()
+    while isinstance(function, partial):
+        bound.update(function.keywords)
+        function = function.func
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
+        # What the signature says, without making one: under compile that takes longer than tracing the step.
+        code = function.__code__
+        if code.co_flags & inspect.CO_VARKEYWORDS:
+            return None
+        return frozenset(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]) - bound
     named = [p for p in inspect.signature(function).parameters.values() if p.name not in bound]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -76,8 +75,7 @@ def inject_hyperparams(
             f"static_args names {', '.join(map(repr, strange))}; "
             f"the arguments are {', '.join(map(repr, signature.parameters))}"
         )
-    injected = bind(_inject, inner_factory, frozenset(static), hyperparam_dtype)
-    return functools.update_wrapper(injected, inner_factory)
+    return bind(_inject, inner_factory, frozenset(static), hyperparam_dtype)
 
 
 def _inject(
