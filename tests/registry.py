@@ -231,6 +231,17 @@ SCHEDULES = {
     "linear_schedule": lambda h: bx.linear_schedule(h.lr, 0.0, 10, 2),
     "cosine_decay_schedule": lambda h: bx.cosine_decay_schedule(h.lr, 10, 0.1, 2.0),
     "exponential_decay": lambda h: bx.exponential_decay(h.lr, 10, 0.5, 2, end_value=0.01),
+    "polynomial_schedule": lambda h: bx.polynomial_schedule(h.lr, 0.0, 1.5, 10, 2),
+    "cosine_onecycle_schedule": lambda h: bx.cosine_onecycle_schedule(12, h.lr),
+    "linear_onecycle_schedule": lambda h: bx.linear_onecycle_schedule(12, h.lr),
+    "join_schedules": lambda h: bx.join_schedules([bx.constant_schedule(h.lr), bx.linear_schedule(h.lr, 0.0, 5)], [4]),
+    "piecewise_constant_schedule": lambda h: bx.piecewise_constant_schedule(h.lr, {7: 0.1, 3: 0.5}),
+    "piecewise_interpolate_schedule": lambda h: bx.piecewise_interpolate_schedule("cosine", h.lr, {7: 0.1, 3: 0.5}),
+    "sgdr_schedule": lambda h: bx.sgdr_schedule(
+        [{"init_value": 0.0, "peak_value": h.lr, "warmup_steps": 2, "decay_steps": 6}] * 2
+    ),
+    "warmup_constant_schedule": lambda h: bx.warmup_constant_schedule(0.0, h.lr, 3),
+    "warmup_exponential_decay_schedule": lambda h: bx.warmup_exponential_decay_schedule(0.0, h.lr, 3, 4, 0.5, 1),
     "warmup_cosine_decay_schedule": lambda h: bx.warmup_cosine_decay_schedule(0.0, h.lr, 3, 10, 0.01),
 }
 
