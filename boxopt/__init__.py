@@ -76,6 +76,7 @@ from boxopt.wrap.conditional import (
 from boxopt.wrap.hyperparams import InjectHyperparamsState, inject_hyperparams
 from boxopt.wrap.lookahead import LookaheadState, lookahead
 from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
+from boxopt.wrap.precision import MasterWeightsState, StochasticRoundingState, master_weights, stochastic_rounding
 from boxopt.wrap.skipping import skip_large_updates, skip_not_finite
 
 __version__ = "0.1.0"
@@ -99,6 +100,7 @@ __all__ = [
     "LookaheadState",
     "MaskedNode",
     "MaskedState",
+    "MasterWeightsState",
     "MultiStepsState",
     "Packed",
     "PackedState",
@@ -107,6 +109,7 @@ __all__ = [
     "ScaleByRmsState",
     "ScaleByRssState",
     "ScaleByStddevState",
+    "StochasticRoundingState",
     "TraceState",
     "active",
     "adagrad",
@@ -142,6 +145,7 @@ __all__ = [
     "log_barrier",
     "lookahead",
     "masked",
+    "master_weights",
     "multi_steps",
     "named_chain",
     "on_leaves",
@@ -174,6 +178,7 @@ __all__ = [
     "skip_nonfinite",
     "skip_not_finite",
     "stateless",
+    "stochastic_rounding",
     "tangent",
     "trace",
     "tree_get",

@@ -192,6 +192,18 @@ ENTRIES = [
         quick=True,
     ),
     E_(
+        ("master_weights",),
+        lambda h: bx.master_weights(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("stochastic_rounding",),
+        lambda h: bx.stochastic_rounding(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box, seed=3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
         ("inject_hyperparams", "lookahead", "ema_params"),
         lambda h: bx.chain(
             bx.lookahead(
@@ -288,7 +300,9 @@ OTHERS = {
     "EmaParamsState": "a state",
     "InjectHyperparamsState": "a state",
     "LookaheadState": "a state",
+    "MasterWeightsState": "a state",
     "MultiStepsState": "a state",
+    "StochasticRoundingState": "a state",
     "diagnostics": "a module",
     "optimizers": "a module",
     "schedules": "a module",

@@ -269,6 +269,63 @@ def test_ema_params_are_the_debiased_average():
         torch.testing.assert_close(state.ema[name], leaf.detach())
 
 
+# --- 16-bit parameters ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_masters_are_a_float32_run_and_parameters_follow_in_the_box(dtype):
+    box, rate = bx.Box(-1.01, 0.0703), 1e-3
+    start = torch.empty(5000).uniform_(-1.0, 0.07, generator=torch.Generator().manual_seed(0)).to(dtype)
+    inner = bx.chain(bx.adam(rate), bx.project(box))
+    for packed in (False, True):
+        tx = bx.packed(bx.master_weights(inner, box)) if packed else bx.master_weights(inner, box)
+        params, alone = start, start.float()
+        state, alone_state = tx.init(params), inner.init(alone)
+        for step in range(60):
+            noise = torch.randn(params.shape, generator=torch.Generator().manual_seed(step)).to(dtype) - 0.5
+            updates, state = tx.update(noise, state, params)
+            params = bx.apply_updates(params, updates)
+            wide, alone_state = inner.update(noise.float(), alone_state, alone)
+            alone = bx.apply_updates(alone, wide)
+            assert updates.dtype == dtype
+            assert ((params.double() >= -1.01) & (params.double() <= 0.0703)).all()
+        masters = bx.tree_get(state, "masters")
+        masters = masters.unpack() if packed else masters
+        assert torch.equal(masters, alone)
+        # Where the sum can reach it; elsewhere it is as near as a rounding of the update allows.
+        missed = (params.double() - box.project(alone.to(dtype)).double()).abs()
+        assert (missed <= torch.finfo(dtype).eps * updates.double().abs()).all()
+        assert (missed > 0).double().mean() < 0.01
+    assert (box.project(alone.to(dtype)) != alone.to(dtype)).any()  # rounding alone would have left the box
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_box(dtype):
+    """Steps far below the resolution, which rounding to nearest would lose."""
+    box, count = bx.Box(-1.01, 0.7), 40_000
+    tx = bx.stochastic_rounding(bx.chain(bx.sgd(1e-5), bx.project(box)), box)
+    for start, slope in ((0.5, 1.0), (0.25, -3.0), (-0.6, -0.5)):
+        params = torch.full((count,), start, dtype=dtype)
+        start = params[0].item()
+        state = tx.init(params)
+        for _ in range(50):
+            updates, state = tx.update(torch.full_like(params, slope), state, params)
+            params = bx.apply_updates(params, updates)
+        spread = torch.finfo(dtype).eps * 50**0.5 / count**0.5
+        assert params.double().mean().item() == pytest.approx(start - 50e-5 * slope, abs=5 * spread)
+    params = torch.full((count,), 0.7, dtype=dtype).clamp(max=box.project(torch.tensor([0.7], dtype=dtype)).item())
+    state = tx.init(params)
+    for step in range(50):
+        updates, state = tx.update(torch.full_like(params, -(10.0 ** (step % 5))), state, params)
+        params = bx.apply_updates(params, updates)
+        assert (params.double() <= 0.7).all()
+    assert (params == box.project(torch.tensor([0.7], dtype=dtype))).all()
+
+    seeds = torch.tensor([1, 2])
+    draw = vmap(lambda seed: bx.stochastic_rounding(bx.sgd(1e-5), seed=seed).init(params).key)(seeds)
+    assert not torch.equal(draw[0], draw[1])
+
+
 # --- bounds, members, chains ---------------------------------------------------------------------------------------
 
 
