@@ -73,6 +73,7 @@ from boxopt.wrap.conditional import (
     conditionally_mask,
     conditionally_transform,
 )
+from boxopt.wrap.freeze_active import FreezeActiveState, freeze_active
 from boxopt.wrap.hyperparams import InjectHyperparamsState, inject_hyperparams
 from boxopt.wrap.lookahead import LookaheadState, lookahead
 from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
@@ -94,6 +95,7 @@ __all__ = [
     "ElasticNet",
     "EmaParamsState",
     "EmptyState",
+    "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
     "Layout",
@@ -135,6 +137,7 @@ __all__ = [
     "ema_params",
     "exponential_decay",
     "finished",
+    "freeze_active",
     "identity",
     "inject_hyperparams",
     "is_feasible",

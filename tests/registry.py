@@ -192,6 +192,16 @@ ENTRIES = [
         quick=True,
     ),
     E_(
+        ("freeze_active",),
+        lambda h: bx.chain(
+            bx.freeze_active(bx.chain(bx.scale_by_adam(eps_root=0.1), bx.scale_by_learning_rate(schedule(h))), h.box),
+            bx.project(h.box),
+        ),
+        lands="closed",
+        quick=True,
+        exempt={"counters": "each number counts the updates that it took part in"},
+    ),
+    E_(
         ("master_weights",),
         lambda h: bx.master_weights(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box),
         lands="closed",
@@ -298,6 +308,7 @@ OTHERS = {
     "ConditionallyMaskState": "a state",
     "ConditionallyTransformState": "a state",
     "EmaParamsState": "a state",
+    "FreezeActiveState": "a state",
     "InjectHyperparamsState": "a state",
     "LookaheadState": "a state",
     "MasterWeightsState": "a state",

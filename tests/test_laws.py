@@ -401,6 +401,7 @@ def test_state_is_a_tree_of_tensors_with_few_counters(entry):
     tx = entry.build(Hyper())
     leaves = pytree.tree_leaves(tx.init(example_params()))
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    skip_exempt(entry, "counters")
     counters = sum(not leaf.is_floating_point() for leaf in leaves)
     alone = pytree.tree_leaves(tx.init({"a": torch.zeros(3)}))
     # At most one a member with a counter, or as many for one leaf as for many.

@@ -326,6 +326,74 @@ def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_box(dtype)
     assert not torch.equal(draw[0], draw[1])
 
 
+# --- moments at an active bound ------------------------------------------------------------------------------------
+
+
+def test_frozen_coordinates_go_on_as_if_the_frozen_updates_had_not_been():
+    """Each coordinate against an Adam of its own that is only called where it is free."""
+    box, rate = bx.Box(-0.5, 0.5), bx.exponential_decay(0.3, 10, 0.8)
+    adam = bx.adam(rate, b1=0.8, b2=0.9)
+    tx = bx.chain(bx.freeze_active(adam, box), bx.project(box))
+    params = torch.tensor([0.5, 0.45, -0.3, -0.5], dtype=torch.float64)
+    state = tx.init(params)
+    alone = [adam.init(x) for x in params]
+    counts = [0] * 4
+    for step in range(60):
+        slopes = torch.cos(torch.tensor(step / 6.0, dtype=torch.float64) + torch.arange(4)) + 0.1 * params
+        expected = params.clone()
+        for i, x in enumerate(params):
+            if (x >= 0.5 and slopes[i] < 0) or (x <= -0.5 and slopes[i] > 0):
+                continue
+            update, alone[i] = adam.update(slopes[i], alone[i], x)
+            expected[i] = (x + update).clamp(-0.5, 0.5)
+            counts[i] += 1
+        updates, state = tx.update(slopes, state, params)
+        params = bx.apply_updates(params, updates)
+        torch.testing.assert_close(params, expected, rtol=1e-14, atol=1e-14)
+        assert bx.tree_get_all(state, "count")[0][1].tolist() == counts
+    assert 5 < min(counts) < 50  # there was something to freeze
+
+
+def test_a_released_coordinate_moves_at_once():
+    """Plain averages need steps to forget a force that the bound had cancelled."""
+    box, params = bx.Box(0.0, 1.0), torch.zeros(1)
+
+    def released(scaler):
+        tx = bx.chain(scaler, bx.scale(-0.01), bx.project(box))
+        x, state = params, tx.init(params)
+        for step in range(120):
+            updates, state = tx.update(torch.full((1,), 5.0 if step < 100 else -0.1), state, x)
+            x = bx.apply_updates(x, updates)
+        return x.item()
+
+    assert released(bx.scale_by_adam()) == 0
+    assert released(bx.freeze_active(bx.scale_by_adam(), box)) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_freeze_active_passes_things_on():
+    box = bx.Box(0.0, 1.0)
+    params = {"a": torch.tensor([0.0, 0.4]), "b": torch.tensor(0.6), "c": torch.zeros(0)}
+    inner = bx.GradientTransformation(bx.identity().init, add_value)
+    tx = bx.chain(bx.scale(0.5), bx.freeze_active(inner, box))
+    updates, _ = tx.update({**params, "a": torch.ones(2)}, tx.init(params), params, value=3.0)
+    assert updates["a"].tolist() == [0.0, 2.0]
+    simplex = bx.chain(bx.freeze_active(bx.scale_by_adam(), box), bx.scale(-0.1), bx.project(bx.sets.Simplex()))
+    plain = bx.chain(bx.scale_by_adam(), bx.scale(-0.1), bx.project(bx.sets.Simplex()))
+    params = torch.tensor([0.2, 0.3, 0.5])
+    slope = torch.tensor([1.0, 2.0, 3.0])
+    one, two = (t.update(slope, t.init(params), params)[0] for t in (simplex, plain))
+    torch.testing.assert_close(one, two)
+    packed, unpack = bx.pack({"a": torch.tensor([0.0, 0.4]), "b": torch.tensor(0.6)})
+    tx = bx.chain(bx.freeze_active(bx.adam(0.1), box), bx.project(box))
+    one, _ = tx.update(packed, tx.init(packed), packed)
+    two, _ = tx.update(unpack(packed), tx.init(unpack(packed)), unpack(packed))
+    torch.testing.assert_close(unpack(one), two)
+    with pytest.raises(ValueError, match="Simplex does not constrain each number by itself"):
+        bx.freeze_active(bx.adam(0.1), bx.sets.Simplex())
+    with pytest.raises(ValueError, match="declared elementwise"):
+        bx.freeze_active(bx.chain(bx.stateless(lambda updates, params: updates), bx.adam(0.1)), box)
+
+
 # --- bounds, members, chains ---------------------------------------------------------------------------------------
 
 

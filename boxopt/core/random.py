@@ -1,8 +1,8 @@
 """Random numbers as pure functions of a key: the same alone, under vmap with a key a member, and compiled.
 
-torch's generators are hidden state, and refuse to run under ``vmap`` with ``randomness="error"``. Threefry is a cipher of a
-counter: number i of a key is the encryption of i, and a key split is the encryption of 0, 1, …. The bits are those of
-JAX, which uses it the same way.
+torch's generators are hidden state, and refuse to run under ``vmap`` with ``randomness="error"``. Threefry is a cipher
+of a counter: number i of a key is the encryption of i, and a key split is the encryption of 0, 1, …. The bits are
+those of JAX, which uses it the same way.
 
 Words of 32 bits are kept in int64 tensors, where no sum of two overflows.
 """
@@ -113,7 +113,7 @@ def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
         >>> import torch
         >>> from boxopt.core.random import make_key, normal
         >>> normal(make_key(0), (3,))
-        tensor([1.6226, 2.0253, -0.4336])
+        tensor([ 1.6226,  2.0253, -0.4336])
     """
     wide = dtype if dtype == torch.float64 else torch.float32
     least = -1 + torch.finfo(wide).eps / 2  # the number after -1: the inverse is infinite at -1
