@@ -32,6 +32,15 @@ from boxopt.core.transform import (
     stateless,
 )
 from boxopt.core.values import CountState
+from boxopt.curvature import (
+    fisher_diag,
+    gauss_newton_product,
+    hessian_diag,
+    hutchinson_diag,
+    hutchinson_trace,
+    hvp,
+    rademacher_like,
+)
 from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
 from boxopt.run.compile import CompiledStep, compile
@@ -137,7 +146,13 @@ __all__ = [
     "ema_params",
     "exponential_decay",
     "finished",
+    "fisher_diag",
     "freeze_active",
+    "gauss_newton_product",
+    "hessian_diag",
+    "hutchinson_diag",
+    "hutchinson_trace",
+    "hvp",
     "identity",
     "inject_hyperparams",
     "is_feasible",
@@ -164,6 +179,7 @@ __all__ = [
     "polynomial_schedule",
     "project",
     "prox",
+    "rademacher_like",
     "rmsprop",
     "scale",
     "scale_by_adam",
