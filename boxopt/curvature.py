@@ -54,7 +54,7 @@ def hessian_diag(loss: Callable[..., Tensor], params: P, *args: Any, chunk_size:
         tensor([ 6., 12.])
 
     Source:
-        `optax.second_order.hessian_diag`, which returns a flat vector. For many numbers, `hutchinson_diag` estimates it.
+        `optax.second_order.hessian_diag`, which returns a flat vector. `hutchinson_diag` estimates long ones.
     """
     function, leaves, structure = _of_leaves(loss, params, args)
 

@@ -101,3 +101,28 @@ def test_map_params():
     stacked = bx.tree_map_params(members, lambda leaf: leaf[0], vmap(build().init)(members))
     assert bx.tree_get(stacked, "mu")["a"].shape == (3,)
     assert bx.tree_get(stacked, "0.adam.count").shape == (5,)
+
+
+def test_transformations_read_as_they_are_written():
+    box = bx.Box(0.0, 1.0)
+    for tx, text in {
+        bx.chain(bx.scale_by_lion(), bx.project(box)): (
+            "chain(scale_by_lion(b1=0.9, b2=0.99), project(constraint=Box(lower=0.0, upper=1.0)))"
+        ),
+        bx.named_chain(("momentum", bx.trace(0.9)), ("rate", bx.scale(torch.ones(3)))): (
+            "named_chain(('momentum', trace(decay=0.9)), ('rate', scale(factor=Tensor[3], sign=1)))"
+        ),
+        bx.masked(bx.scale_by_schedule(bx.linear_schedule(1.0, 0.0, 9)), "*.bias"): (
+            "masked(scale(factor=linear_schedule(start=1.0, end=0.0, steps=9, begin=0), sign=1), mask='*.bias')"
+        ),
+        bx.multi_steps(bx.project(bx.sets.Simplex()), 4): (
+            "multi_steps(project(constraint=Simplex(total=1.0, dim=-1)), every=4, mean=True)"
+        ),
+        bx.stochastic_rounding(bx.identity(), seed=3): "stochastic_rounding(identity(), seed=3)",
+        bx.scale_by_learning_rate(lambda count: count): "scale(factor=<lambda>, sign=-1)",
+        bx.GradientTransformation(bx.identity().init, build): "build",
+    }.items():
+        assert repr(tx) == text
+    assert repr(bx.inject_hyperparams(bx.scale)(0.5)) == (
+        "inject_hyperparams(scale(factor=tensor(0.5000, dtype=torch.float64), sign=1), factory=scale)"
+    )

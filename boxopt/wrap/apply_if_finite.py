@@ -57,9 +57,9 @@ def apply_if_finite(transformation: GradientTransformation, max_consecutive_erro
     """
     inner = on_leaves(transformation)
     return GradientTransformation(
-        bind(_finite_init, transformation=inner),
-        bind(_finite_update, transformation=inner, most=max_consecutive_errors),
-        bind(_finite_step_size, transformation=inner, most=max_consecutive_errors),
+        bind(_apply_if_finite_init, transformation=inner),
+        bind(_apply_if_finite_update, transformation=inner, most=max_consecutive_errors),
+        bind(_apply_if_finite_step_size, transformation=inner, most=max_consecutive_errors),
     )
 
 
@@ -75,12 +75,12 @@ def skip_nonfinite(transformation: GradientTransformation) -> GradientTransforma
     return apply_if_finite(transformation, math.inf)
 
 
-def _finite_init(params: Any, *, transformation: GradientTransformation) -> ApplyIfFiniteState:
+def _apply_if_finite_init(params: Any, *, transformation: GradientTransformation) -> ApplyIfFiniteState:
     inner = transformation.init(params)
     return ApplyIfFiniteState(zero_count(params), ~false(params), zero_count(params), inner)
 
 
-def _finite_update(
+def _apply_if_finite_update(
     updates: P,
     state: ApplyIfFiniteState,
     params: P,
@@ -95,7 +95,7 @@ def _finite_update(
     return changed, ApplyIfFiniteState(count, finite, state.total_notfinite + ~finite, inner)
 
 
-def _finite_step_size(
+def _apply_if_finite_step_size(
     state: ApplyIfFiniteState, step_size: Any, *, transformation: GradientTransformation, most: Scalar
 ) -> Any:
     applied = state.last_finite | (state.notfinite_count > most)

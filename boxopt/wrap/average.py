@@ -62,16 +62,16 @@ def ema_params(decay: ScalarOrSchedule | None = 0.999, debias: bool = True) -> G
     """
     if decay is not None:
         check_nonnegative("decay", decay)
-    return GradientTransformation(_ema_init, bind(_ema_update, decay=decay, debias=debias), finished)
+    return GradientTransformation(_ema_params_init, bind(_ema_params_update, decay=decay, debias=debias), finished)
 
 
-def _ema_init(params: Any) -> EmaParamsState:
+def _ema_params_init(params: Any) -> EmaParamsState:
     tree.check_parameters(params)
     return EmaParamsState(zero_count(params), tree.map(lambda x: exact.wide(x).clone(), params))
 
 
 @elementwise
-def _ema_update(
+def _ema_params_update(
     updates: P, state: EmaParamsState, params: P, *, decay: ScalarOrSchedule | None, debias: bool
 ) -> tuple[P, EmaParamsState]:
     count = state.count + 1

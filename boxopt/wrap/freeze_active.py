@@ -64,9 +64,9 @@ def freeze_active(transformation: GradientTransformation, constraint: Constraint
     if not _by_itself(transformation):
         raise ValueError("the transformation does not treat each number by itself: is it declared elementwise?")
     return GradientTransformation(
-        bind(_freeze_init, transformation=transformation, constraint=constraint),
-        bind(_freeze_update, transformation=transformation, constraint=constraint),
-        bind(_freeze_step_size, transformation=transformation),
+        bind(_freeze_active_init, transformation=transformation, constraint=constraint),
+        bind(_freeze_active_update, transformation=transformation, constraint=constraint),
+        bind(_freeze_active_step_size, transformation=transformation),
     )
 
 
@@ -87,7 +87,7 @@ def _each(function: Callable[..., Any], shape: torch.Size, *arguments: Any) -> A
     return tree.map(lambda x: x.reshape((*shape, *x.shape[1:])).contiguous(), made)
 
 
-def _freeze_init(
+def _freeze_active_init(
     params: Any, *, transformation: GradientTransformation, constraint: ConstraintSet
 ) -> FreezeActiveState:
     constraint.check(params)
@@ -95,7 +95,7 @@ def _freeze_init(
     return FreezeActiveState(inner, tree.map(lambda x: torch.zeros_like(x, dtype=torch.bool), params))
 
 
-def _freeze_update(
+def _freeze_active_update(
     updates: P,
     state: FreezeActiveState,
     params: P,
@@ -124,7 +124,9 @@ def _freeze_update(
     return changed, FreezeActiveState(inner, frozen)
 
 
-def _freeze_step_size(state: FreezeActiveState, step_size: Any, *, transformation: GradientTransformation) -> Any:
+def _freeze_active_step_size(
+    state: FreezeActiveState, step_size: Any, *, transformation: GradientTransformation
+) -> Any:
     def size(held: Tensor, outer: Any, inner: Any) -> Tensor:
         def one(held: Tensor, outer: Tensor, inner: Any) -> Tensor:
             begun = tree.map(lambda x: x if x.is_floating_point() else torch.where(held, torch.ones_like(x), x), inner)

@@ -100,15 +100,15 @@ def _inject(
     # The first transformation says what all of them are: which arguments they take, whether they finish a step.
     transformation = _make(factory, arguments, first)
     return GradientTransformation(
-        bind(_inject_init, transformation=transformation, hyperparams=numbers, schedules=schedules),
+        bind(_inject_hyperparams_init, transformation=transformation, hyperparams=numbers, schedules=schedules),
         bind(
-            _inject_update,
+            _inject_hyperparams_update,
             transformation=transformation,
             factory=factory,
             arguments=arguments,
             schedules=schedules,
         ),
-        bind(_inject_step_size, factory=factory, arguments=arguments),
+        bind(_inject_hyperparams_step_size, factory=factory, arguments=arguments),
     )
 
 
@@ -139,7 +139,7 @@ def _as_tensor(value: Any, dtype: torch.dtype | None) -> Tensor:
     return torch.tensor(value, dtype=(dtype or torch.float64) if isinstance(value, float) else torch.int64)
 
 
-def _inject_init(
+def _inject_hyperparams_init(
     params: Any, *, transformation: GradientTransformation, hyperparams: dict[str, Any], schedules: dict[str, Any]
 ) -> InjectHyperparamsState:
     inner = transformation.init(params)
@@ -148,7 +148,7 @@ def _inject_init(
     return InjectHyperparamsState(count, {**placed, **_scheduled(schedules, count)}, inner)
 
 
-def _inject_update(
+def _inject_hyperparams_update(
     updates: P,
     state: InjectHyperparamsState,
     params: P,
@@ -164,7 +164,7 @@ def _inject_update(
     return updates, InjectHyperparamsState(state.count + 1, hyperparams, inner)
 
 
-def _inject_step_size(
+def _inject_hyperparams_step_size(
     state: InjectHyperparamsState,
     step_size: Any,
     *,

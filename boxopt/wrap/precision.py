@@ -75,8 +75,8 @@ def master_weights(
     """
     inner = on_leaves(transformation)
     return GradientTransformation(
-        bind(_masters_init, transformation=inner, within=within),
-        bind(_masters_update, transformation=inner, within=within),
+        bind(_master_weights_init, transformation=inner, within=within),
+        bind(_master_weights_update, transformation=inner, within=within),
         bind(_inner_step_size, transformation=inner),
     )
 
@@ -112,13 +112,13 @@ def stochastic_rounding(
     """
     inner = on_leaves(transformation)
     return GradientTransformation(
-        bind(_stochastic_init, transformation=inner, within=within, seed=seed),
-        bind(_stochastic_update, transformation=inner, within=within),
+        bind(_stochastic_rounding_init, transformation=inner, within=within, seed=seed),
+        bind(_stochastic_rounding_update, transformation=inner, within=within),
         bind(_inner_step_size, transformation=inner),
     )
 
 
-def _masters_init(
+def _master_weights_init(
     params: Any, *, transformation: GradientTransformation, within: ConstraintSet | None
 ) -> MasterWeightsState:
     tree.check_parameters(params)
@@ -128,7 +128,7 @@ def _masters_init(
     return MasterWeightsState(transformation.init(wide), masters)
 
 
-def _masters_update(
+def _master_weights_update(
     updates: P,
     state: MasterWeightsState,
     params: P,
@@ -145,7 +145,7 @@ def _masters_update(
     return _towards(rounded, params, changed, within), MasterWeightsState(inner, masters)
 
 
-def _stochastic_init(
+def _stochastic_rounding_init(
     params: Any, *, transformation: GradientTransformation, within: ConstraintSet | None, seed: Any
 ) -> StochasticRoundingState:
     tree.check_parameters(params)
@@ -154,7 +154,7 @@ def _stochastic_init(
     return StochasticRoundingState(transformation.init(tree.map(exact.wide, params)), key)
 
 
-def _stochastic_update(
+def _stochastic_rounding_update(
     updates: P,
     state: StochasticRoundingState,
     params: P,
