@@ -20,7 +20,7 @@ from boxopt.constrain.prox import L1, L2, ElasticNet, prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
-from boxopt.core.pack import Layout, Packed, PackedState, on_leaves, pack, packed
+from boxopt.core.pack import Layout, Packed, PackedState, flatten, on_leaves, pack, packed
 from boxopt.core.state import tree_get, tree_get_all, tree_map_params, tree_set
 from boxopt.core.transform import (
     EmptyState,
@@ -85,6 +85,7 @@ from boxopt.wrap.conditional import (
 from boxopt.wrap.freeze_active import FreezeActiveState, freeze_active
 from boxopt.wrap.hyperparams import InjectHyperparamsState, inject_hyperparams
 from boxopt.wrap.lookahead import LookaheadState, lookahead
+from boxopt.wrap.microbatch import microbatch
 from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
 from boxopt.wrap.precision import MasterWeightsState, StochasticRoundingState, master_weights, stochastic_rounding
 from boxopt.wrap.skipping import skip_large_updates, skip_not_finite
@@ -147,6 +148,7 @@ __all__ = [
     "exponential_decay",
     "finished",
     "fisher_diag",
+    "flatten",
     "freeze_active",
     "gauss_newton_product",
     "hessian_diag",
@@ -164,6 +166,7 @@ __all__ = [
     "lookahead",
     "masked",
     "master_weights",
+    "microbatch",
     "multi_steps",
     "named_chain",
     "on_leaves",

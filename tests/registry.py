@@ -232,7 +232,7 @@ ENTRIES = [
         lands="closed",
         quick=True,
     ),
-    E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
+    E_(("packed", "flatten"), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
         lambda h: bx.packed(
@@ -303,6 +303,7 @@ OTHERS = {
     "hutchinson_diag": "test_curvature.py",
     "hutchinson_trace": "test_curvature.py",
     "hvp": "test_curvature.py",
+    "microbatch": "test_wrap.py",
     "rademacher_like": "test_curvature.py",
     "tree_get": "test_state_access.py",
     "tree_get_all": "test_state_access.py",

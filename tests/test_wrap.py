@@ -269,6 +269,50 @@ def test_ema_params_are_the_debiased_average():
         torch.testing.assert_close(state.ema[name], leaf.detach())
 
 
+# --- parts of a batch ----------------------------------------------------------------------------------------------
+
+
+def test_microbatch_is_optax_s_and_the_whole_batch_s():
+    def ours(w, x, *, y):
+        each = (x @ w - y) ** 2
+        return {"each": each, "total": each.sum(), "mean": each.mean()}
+
+    def theirs(w, x, *, y):
+        each = (x @ w - y) ** 2
+        return {"each": each, "total": each.sum(), "mean": each.mean()}
+
+    draw = np.random.default_rng(0)
+    w, x, y = draw.normal(size=3), draw.normal(size=(12, 3)), draw.normal(size=12)
+    kinds = {"each": "concat", "total": "sum", "mean": "mean"}
+    arguments = torch.from_numpy(w), torch.from_numpy(x)
+    mine = bx.microbatch(ours, 1, 4, kinds, argnames="y")(*arguments, y=torch.from_numpy(y))
+    whole = ours(*arguments, y=torch.from_numpy(y))
+    kind = optax.microbatching.AccumulationType
+    with jax.enable_x64(True):
+        peer = optax.microbatch(
+            theirs, 1, 4, {"each": kind.CONCAT, "total": kind.SUM, "mean": kind.MEAN}, argnames="y"
+        )(jax.numpy.asarray(w), jax.numpy.asarray(x), y=jax.numpy.asarray(y))
+    for name in kinds:
+        torch.testing.assert_close(mine[name], whole[name])
+        np.testing.assert_allclose(mine[name], peer[name], rtol=1e-12)
+
+    def loss(params, columns):
+        return (columns.T @ params["w"]).square().mean()
+
+    slope = bx.microbatch(grad(loss), [1], 3, "mean", in_axes=1)
+    params = {"w": arguments[0], "none": None}
+    accumulate = vmap(lambda w, x: slope({"w": w}, x)["w"])
+    together = accumulate(torch.stack([arguments[0]] * 2), torch.stack([arguments[1].T] * 2))
+    torch.testing.assert_close(together[1], grad(lambda w: loss({**params, "w": w}, arguments[1].T))(arguments[0]))
+    assert bx.microbatch(ours, 1, None) is ours
+    with pytest.raises(ValueError, match="microbatch_size is 5, which does not divide the 12 rows"):
+        bx.microbatch(ours, 1, 5, argnames="y")(*arguments, y=arguments[1][:, 0])
+    with pytest.raises(ValueError, match="number of rows: 7, 12"):
+        bx.microbatch(ours, 1, 4, argnames="y")(*arguments, y=arguments[1][:7, 0])
+    with pytest.raises(ValueError, match=r"one of sum, mean, concat, got 'max' at leaf 'each'"):
+        bx.microbatch(ours, 1, 4, {"each": "max"})
+
+
 # --- 16-bit parameters ---------------------------------------------------------------------------------------------
 
 
