@@ -83,8 +83,7 @@ def _microbatched(
     count, rest = divmod(rows.pop(), size)
     if rest or not count:
         raise ValueError(f"microbatch_size is {size}, which does not divide the {count * size + rest} rows")
-    dtypes: list[torch.dtype] = []
-    carried: list[Any] = []
+    carried, dtypes, kinds, structure = [], [], [], None
     for start in range(0, count * size, size):
         part = given | {
             place: tree.map(lambda x, axis=axis, start=start: x.narrow(axis, start, size), given[place])
