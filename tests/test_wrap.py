@@ -561,3 +561,27 @@ def test_conditions_may_take_extra_arguments():
 def test_bad_input():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         bx.multi_steps(bx.sgd(0.1), 0)
+
+
+def test_wrapped_steps_can_be_compiled_with_donation():
+    """No state shares memory with the parameters, another state or what the transformation was made of."""
+    rate = torch.tensor(0.1)
+    tx = bx.chain(
+        bx.inject_hyperparams(bx.scale_by_learning_rate)(rate),
+        bx.lookahead(bx.multi_steps(bx.trace(0.9), 2), 2, 0.5),
+        bx.project(BOX),
+        bx.ema_params(0.9),
+    )
+
+    def step(params, state):
+        updates, state = tx.update(2 * params - 1, state, params)
+        return bx.apply_updates(params, updates), state
+
+    params = torch.linspace(-0.5, 0.5, 7)
+    expected = params, tx.init(params)
+    given = params.clone(), tx.init(params)
+    compiled = bx.compile(step, donate_argnums=(0, 1), backend="aot_eager")
+    for _ in range(4):
+        expected, given = step(*expected), compiled(*given)
+        torch.testing.assert_close(torch.utils._pytree.tree_leaves(given), torch.utils._pytree.tree_leaves(expected))
+    assert rate == 0.1

@@ -144,7 +144,8 @@ def _inject_hyperparams_init(
 ) -> InjectHyperparamsState:
     inner = transformation.init(params)
     count = zero_count(params)
-    placed = tree.map(lambda x: x.to(count.device) if x.ndim == 0 else x, hyperparams)
+    # Copies: what is in a state may be donated, and what the transformation was made of may not.
+    placed = tree.map(lambda x: x.to(count.device, copy=True) if x.ndim == 0 else x.clone(), hyperparams)
     return InjectHyperparamsState(count, {**placed, **_scheduled(schedules, count)}, inner)
 
 

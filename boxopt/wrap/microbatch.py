@@ -83,7 +83,8 @@ def _microbatched(
     count, rest = divmod(rows.pop(), size)
     if rest or not count:
         raise ValueError(f"microbatch_size is {size}, which does not divide the {count * size + rest} rows")
-    carried, dtypes, kinds, structure = [], [], [], None
+    carried: list[Any] = []
+    dtypes, kinds, structure = [], [], None
     for start in range(0, count * size, size):
         part = given | {
             place: tree.map(lambda x, axis=axis, start=start: x.narrow(axis, start, size), given[place])

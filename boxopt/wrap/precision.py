@@ -150,7 +150,7 @@ def _stochastic_rounding_init(
 ) -> StochasticRoundingState:
     tree.check_parameters(params)
     _check(within, params)
-    key = make_key(seed, tree.device_of(params))
+    key = make_key(seed, tree.device_of(params)).clone()
     return StochasticRoundingState(transformation.init(tree.map(exact.wide, params)), key)
 
 
