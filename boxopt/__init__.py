@@ -75,7 +75,7 @@ from boxopt.schedules import (
 )
 from boxopt.sets import Box
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
-from boxopt.wrap.average import EmaParamsState, ema_params
+from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
     ConditionallyMaskState,
     ConditionallyTransformState,
@@ -156,6 +156,7 @@ __all__ = [
     "hutchinson_trace",
     "hvp",
     "identity",
+    "incremental_update",
     "inject_hyperparams",
     "is_feasible",
     "join_schedules",
@@ -177,6 +178,7 @@ __all__ = [
     "partition",
     "penalize",
     "penalty",
+    "periodic_update",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
     "polynomial_schedule",

@@ -269,6 +269,21 @@ def test_ema_params_are_the_debiased_average():
         torch.testing.assert_close(state.ema[name], leaf.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_target_networks(dtype):
+    draw = torch.Generator().manual_seed(1)
+    new, old = (torch.empty(20_000, dtype=dtype).uniform_(-1.01, 0.0703, generator=draw) for _ in range(2))
+    between = bx.incremental_update({"a": new}, {"a": old}, 0.3)["a"]
+    assert ((between >= torch.minimum(new, old)) & (between <= torch.maximum(new, old))).all()
+    with jax.enable_x64(True):
+        one, two = (jax.numpy.asarray(x.double().numpy()) for x in (new, old))
+        expected = np.asarray(optax.incremental_update(one, two, 0.3))
+        np.testing.assert_allclose(between.double(), expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        for step in range(7):
+            ours = bx.periodic_update(new, old, torch.tensor(step), 3)
+            assert torch.equal(ours.double(), torch.tensor(np.asarray(optax.periodic_update(one, two, step, 3))))
+
+
 # --- parts of a batch ----------------------------------------------------------------------------------------------
 
 

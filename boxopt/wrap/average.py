@@ -9,8 +9,9 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
-from boxopt.core.types import P, ScalarOrSchedule
+from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import check_nonnegative, current, zero_count
+from boxopt.wrap.select import select
 
 
 def between(first: Tensor, second: Tensor, weight: Any) -> Tensor:
@@ -89,3 +90,48 @@ def _weight(decay: Any, count: Tensor, debias: bool) -> Any:
         return 1 - decay
     decay = exact.as_tensor(decay, steps)
     return (1 - decay) / (1 - decay**steps)
+
+
+def incremental_update(new_tensors: P, old_tensors: P, step_size: Scalar) -> P:
+    """Go some way from old tensors to new ones: (1 − w)·old + w·new, as for target networks.
+
+    Of two points of a box, what is between them is in the box to the last bit.
+
+    Args:
+        new_tensors: A tree.
+        old_tensors: A tree of the same structure.
+        step_size: w, between 0 and 1.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.incremental_update(torch.tensor([1.0]), torch.tensor([0.0]), 0.25)
+        tensor([0.2500])
+
+    Source:
+        `optax.incremental_update`.
+    """
+
+    def move(old: Tensor, new: Tensor) -> Tensor:
+        return between(exact.wide(old), exact.like(new, exact.wide(old)), step_size).to(old.dtype)
+
+    return tree.map(move, old_tensors, new_tensors)
+
+
+def periodic_update(new_tensors: P, old_tensors: P, steps: Tensor, update_period: Scalar) -> P:
+    """The new tensors at every so many steps, and the old ones between.
+
+    Args:
+        new_tensors: A tree.
+        old_tensors: A tree of the same structure.
+        steps: The number of steps made, an integer scalar.
+        update_period: How many steps apart.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> [bx.periodic_update(torch.tensor(1), torch.tensor(0), torch.tensor(step), 3).item() for step in range(4)]
+        [1, 0, 0, 1]
+
+    Source:
+        `optax.periodic_update`.
+    """
+    return select(steps % update_period == 0, new_tensors, old_tensors)
