@@ -73,7 +73,7 @@ def test_set_in_a_vmapped_and_in_a_compiled_function():
     def step(rate):
         return tx.update(torch.ones(3), bx.tree_set(tx.init(params), learning_rate=rate), params)[0]
 
-    compiled = torch.compile(step, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(torch.tensor(0.3)), torch.full((3,), -0.3))
 
 

@@ -521,6 +521,10 @@ WRAPPERS = {
     "apply_if_finite": lambda tx: bx.apply_if_finite(tx, 2),
     "conditionally_mask": lambda tx: bx.conditionally_mask(tx, lambda step: step >= 0),
     "conditionally_transform": lambda tx: bx.conditionally_transform(tx, lambda step: step >= 0),
+    "inject_hyperparams": lambda tx: bx.inject_hyperparams(lambda rate: tx)(0.1),
+    "lookahead": lambda tx: bx.lookahead(tx, 9, 0.5),
+    "master_weights": bx.master_weights,
+    "stochastic_rounding": bx.stochastic_rounding,
 }
 
 
