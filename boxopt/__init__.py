@@ -23,7 +23,8 @@ from boxopt.constrain.prox import prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
-from boxopt.core.pack import Layout, Packed, PackedState, on_leaves, pack, packed
+from boxopt.core.pack import Layout, Packed, PackedState, flatten, on_leaves, pack, packed
+from boxopt.core.state import tree_get, tree_get_all, tree_map_params, tree_set
 from boxopt.core.transform import (
     EmptyState,
     GradientTransformation,
@@ -34,6 +35,15 @@ from boxopt.core.transform import (
     stateless,
 )
 from boxopt.core.values import CountState
+from boxopt.curvature import (
+    fisher_diag,
+    gauss_newton_product,
+    hessian_diag,
+    hutchinson_diag,
+    hutchinson_trace,
+    hvp,
+    rademacher_like,
+)
 from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import (
     adabelief,
@@ -108,11 +118,35 @@ from boxopt.scale.sm3 import ScaleBySM3State, scale_by_sm3
 from boxopt.schedules import (
     constant_schedule,
     cosine_decay_schedule,
+    cosine_onecycle_schedule,
     exponential_decay,
+    join_schedules,
+    linear_onecycle_schedule,
     linear_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
     warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
+from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
+from boxopt.wrap.conditional import (
+    ConditionallyMaskState,
+    ConditionallyTransformState,
+    conditionally_mask,
+    conditionally_transform,
+)
+from boxopt.wrap.freeze_active import FreezeActiveState, freeze_active
+from boxopt.wrap.hyperparams import InjectHyperparamsState, inject_hyperparams
+from boxopt.wrap.lookahead import LookaheadState, lookahead
+from boxopt.wrap.microbatch import microbatch
+from boxopt.wrap.multi_steps import MultiStepsState, multi_steps
+from boxopt.wrap.precision import MasterWeightsState, StochasticRoundingState, master_weights, stochastic_rounding
+from boxopt.wrap.skipping import skip_large_updates, skip_not_finite
 
 __version__ = "0.1.0"
 
@@ -121,20 +155,29 @@ __all__ = [
     "L2",
     "AddNoiseState",
     "ApplyEvery",
+    "ApplyIfFiniteState",
     "Box",
     "CompiledStep",
+    "ConditionallyMaskState",
+    "ConditionallyTransformState",
     "ConsumedError",
     "CountState",
     "ElasticNet",
+    "EmaParamsState",
     "EmaState",
     "EmptyState",
     "FactorState",
     "FactoredState",
+    "FreezeActiveState",
     "GradientTransformation",
+    "InjectHyperparamsState",
     "Layout",
+    "LookaheadState",
     "MaskedNode",
     "MaskedState",
+    "MasterWeightsState",
     "MonitorState",
+    "MultiStepsState",
     "Packed",
     "PackedState",
     "ScaleByAdaDeltaState",
@@ -151,6 +194,7 @@ __all__ = [
     "ScaleBySM3State",
     "ScaleByStddevState",
     "SnapshotState",
+    "StochasticRoundingState",
     "TraceState",
     "ZeroNansState",
     "active",
@@ -170,6 +214,7 @@ __all__ = [
     "add_penalty",
     "amsgrad",
     "apply_every",
+    "apply_if_finite",
     "apply_updates",
     "barrier",
     "centralize",
@@ -178,28 +223,48 @@ __all__ = [
     "clip_by_block_rms",
     "clip_by_global_norm",
     "compile",
+    "conditionally_mask",
+    "conditionally_transform",
     "constant_schedule",
     "cosine_decay_schedule",
+    "cosine_onecycle_schedule",
     "diagnostics",
     "elementwise",
     "ema",
+    "ema_params",
     "exponential_decay",
     "exponentiated_gradient",
     "finished",
+    "fisher_diag",
+    "flatten",
     "frank_wolfe",
     "frank_wolfe_gap",
     "freeze",
+    "freeze_active",
     "fromage",
+    "gauss_newton_product",
+    "hessian_diag",
+    "hutchinson_diag",
+    "hutchinson_trace",
+    "hvp",
     "identity",
+    "incremental_update",
+    "inject_hyperparams",
     "is_feasible",
+    "join_schedules",
     "lamb",
     "lars",
+    "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
     "log_barrier",
+    "lookahead",
     "masked",
+    "master_weights",
+    "microbatch",
     "mirror",
     "monitor",
+    "multi_steps",
     "nadam",
     "nadamw",
     "named_chain",
@@ -217,11 +282,16 @@ __all__ = [
     "partition",
     "penalize",
     "penalty",
+    "periodic_update",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "polyak_sgd",
+    "polynomial_schedule",
     "project",
     "projected",
     "prox",
     "radam",
+    "rademacher_like",
     "regularizers",
     "rmsprop",
     "rprop",
@@ -254,15 +324,26 @@ __all__ = [
     "set_to_zero",
     "sets",
     "sgd",
+    "sgdr_schedule",
     "sign_sgd",
     "signum",
+    "skip_large_updates",
+    "skip_nonfinite",
+    "skip_not_finite",
     "sm3",
     "snapshot",
     "stateless",
+    "stochastic_rounding",
     "tangent",
     "trace",
+    "tree_get",
+    "tree_get_all",
+    "tree_map_params",
+    "tree_set",
     "violation",
+    "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
     "yogi",
     "zero_nans",
 ]

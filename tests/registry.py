@@ -100,6 +100,31 @@ def _with_value_update(updates: Any, state: Any, params: Any, *, transformation:
 OVER_LEAVES = {"stacked": "a norm, or an average, of each leaf"}
 OVER_ALL = {"stacked": "the norm is over all that it is given"}
 
+
+def every_two_then_one(step: Any) -> Any:
+    return torch.where(step < 1, 2, 1)
+
+
+def few_and_finite(updates: Any, step: Any, params: Any) -> Any:
+    """Gradients to skip: none of the laws', but it takes some counting to know."""
+    skip, info = bx.skip_not_finite(updates, step, params)
+    large, more = bx.skip_large_updates(updates, step, params, max_squared_norm=1e8)
+    return skip | large, {**info, "norm_squared": more["norm_squared"]}
+
+
+def odd_steps(step: Any) -> Any:
+    return step % 2 == 1
+
+
+def smooth_adam(lr: Any) -> bx.GradientTransformation:
+    """Adam with derivatives that finite differences can follow where its moments are still zero."""
+    return bx.adam(lr, eps_root=0.1)
+
+
+def small_first(step: Any) -> Any:
+    return step < 2
+
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -264,7 +289,74 @@ ENTRIES = [
         ),
         lands="closed",
     ),
-    E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
+    E_(
+        ("multi_steps", "skip_large_updates", "skip_not_finite"),
+        lambda h: bx.chain(
+            bx.multi_steps(smooth_adam(h.lr), every_two_then_one, True, few_and_finite),
+            bx.project(h.box),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
+    E_(
+        ("apply_if_finite", "skip_nonfinite"),
+        lambda h: bx.apply_if_finite(bx.chain(bx.skip_nonfinite(bx.adam(h.lr)), bx.project(h.box)), 3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("conditionally_transform", "conditionally_mask"),
+        lambda h: bx.chain(
+            bx.conditionally_transform(bx.scale_by_adam(eps_root=0.1), small_first),
+            bx.conditionally_mask(bx.scale_by_learning_rate(h.lr), odd_steps),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
+    E_(
+        ("freeze_active",),
+        lambda h: bx.chain(
+            bx.freeze_active(bx.chain(bx.scale_by_adam(eps_root=0.1), bx.scale_by_learning_rate(schedule(h))), h.box),
+            bx.project(h.box),
+        ),
+        lands="closed",
+        quick=True,
+        exempt={"counters": "each number counts the updates that it took part in"},
+    ),
+    E_(
+        ("master_weights",),
+        lambda h: bx.master_weights(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("stochastic_rounding",),
+        lambda h: bx.stochastic_rounding(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box, seed=3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("inject_hyperparams", "lookahead", "ema_params"),
+        lambda h: bx.chain(
+            bx.lookahead(
+                bx.chain(bx.inject_hyperparams(bx.adam)(schedule(h), b1=h.weight), bx.project(h.box)), 2, h.weight
+            ),
+            bx.ema_params(h.weight),
+        ),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("inject_hyperparams", "box"),
+        lambda h: bx.chain(
+            bx.inject_hyperparams(bx.adam)(h.lr), bx.inject_hyperparams(bx.project)(h.box), bx.ema_params(None)
+        ),
+        lands="closed",
+        quick=True,
+    ),
+    E_(("packed", "flatten"), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
         lambda h: bx.packed(
@@ -285,6 +377,17 @@ SCHEDULES = {
     "linear_schedule": lambda h: bx.linear_schedule(h.lr, 0.0, 10, 2),
     "cosine_decay_schedule": lambda h: bx.cosine_decay_schedule(h.lr, 10, 0.1, 2.0),
     "exponential_decay": lambda h: bx.exponential_decay(h.lr, 10, 0.5, 2, end_value=0.01),
+    "polynomial_schedule": lambda h: bx.polynomial_schedule(h.lr, 0.0, 1.5, 10, 2),
+    "cosine_onecycle_schedule": lambda h: bx.cosine_onecycle_schedule(12, h.lr),
+    "linear_onecycle_schedule": lambda h: bx.linear_onecycle_schedule(12, h.lr),
+    "join_schedules": lambda h: bx.join_schedules([bx.constant_schedule(h.lr), bx.linear_schedule(h.lr, 0.0, 5)], [4]),
+    "piecewise_constant_schedule": lambda h: bx.piecewise_constant_schedule(h.lr, {7: 0.1, 3: 0.5}),
+    "piecewise_interpolate_schedule": lambda h: bx.piecewise_interpolate_schedule("cosine", h.lr, {7: 0.1, 3: 0.5}),
+    "sgdr_schedule": lambda h: bx.sgdr_schedule(
+        [{"init_value": 0.0, "peak_value": h.lr, "warmup_steps": 2, "decay_steps": 6}] * 2
+    ),
+    "warmup_constant_schedule": lambda h: bx.warmup_constant_schedule(0.0, h.lr, 3),
+    "warmup_exponential_decay_schedule": lambda h: bx.warmup_exponential_decay_schedule(0.0, h.lr, 3, 4, 0.5, 1),
     "warmup_cosine_decay_schedule": lambda h: bx.warmup_cosine_decay_schedule(0.0, h.lr, 3, 10, 0.01),
 }
 
@@ -334,10 +437,34 @@ OTHERS = {
     "active": "test_diagnostics.py",
     "is_feasible": "test_diagnostics.py",
     "optimality": "test_diagnostics.py",
+    "fisher_diag": "test_curvature.py",
+    "gauss_newton_product": "test_curvature.py",
+    "hessian_diag": "test_curvature.py",
+    "hutchinson_diag": "test_curvature.py",
+    "hutchinson_trace": "test_curvature.py",
+    "hvp": "test_curvature.py",
+    "incremental_update": "test_wrap.py",
+    "microbatch": "test_wrap.py",
+    "periodic_update": "test_wrap.py",
+    "rademacher_like": "test_curvature.py",
+    "tree_get": "test_state_access.py",
+    "tree_get_all": "test_state_access.py",
+    "tree_map_params": "test_state_access.py",
+    "tree_set": "test_state_access.py",
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
     "frank_wolfe_gap": "test_feasible_steps.py",
+    "ApplyIfFiniteState": "a state",
+    "ConditionallyMaskState": "a state",
+    "ConditionallyTransformState": "a state",
+    "EmaParamsState": "a state",
+    "FreezeActiveState": "a state",
+    "InjectHyperparamsState": "a state",
+    "LookaheadState": "a state",
+    "MasterWeightsState": "a state",
+    "MultiStepsState": "a state",
+    "StochasticRoundingState": "a state",
     "diagnostics": "a module",
     "optimizers": "a module",
     "regularizers": "a module",

@@ -395,6 +395,9 @@ def packed(transformation: GradientTransformation) -> GradientTransformation:
     )
 
 
+flatten = packed  # the name in optax
+
+
 def _packed_init(params: Any, *, transformation: GradientTransformation) -> PackedState:
     if isinstance(params, Packed):
         return PackedState(transformation.init(params), params.layout)

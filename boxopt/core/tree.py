@@ -43,6 +43,7 @@ def register(*fields: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], 
                 object.__setattr__(node, field, child)
             return node
 
+        cls.child_names = fields  # pyright: ignore[reportAttributeAccessIssue]
         torch_pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"boxopt.{cls.__qualname__}")
         return cls
 
