@@ -12,7 +12,7 @@
 {'x': tensor([1.0000, 0.5000])}
 """
 
-from boxopt import diagnostics, optimizers, schedules, sets
+from boxopt import contrib, diagnostics, optimizers, schedules, sets
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
 from boxopt.constrain.penalty import add_penalty, penalize, penalty
 from boxopt.constrain.project import project
@@ -36,6 +36,7 @@ from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
 from boxopt.scale.clipping import clip, clip_by_global_norm
+from boxopt.scale.distance_over_gradients import ScaleByDistanceOverGradientsState, scale_by_distance_over_gradients
 from boxopt.scale.momentum import TraceState, trace
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
@@ -74,6 +75,7 @@ __all__ = [
     "Packed",
     "PackedState",
     "ScaleByAdamState",
+    "ScaleByDistanceOverGradientsState",
     "ScaleByLionState",
     "ScaleByRmsState",
     "ScaleByRssState",
@@ -93,6 +95,7 @@ __all__ = [
     "clip_by_global_norm",
     "compile",
     "constant_schedule",
+    "contrib",
     "cosine_decay_schedule",
     "diagnostics",
     "elementwise",
@@ -118,6 +121,7 @@ __all__ = [
     "rmsprop",
     "scale",
     "scale_by_adam",
+    "scale_by_distance_over_gradients",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_rms",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,38 @@ def even_mask(params: Any) -> Any:
 def double(updates: Any, params: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda u: None if u is None else 2 * u, updates)
 
+
+def loss(params: Any) -> torch.Tensor:
+    """What transformations are told that ask for a value."""
+    leaves = torch.utils._pytree.tree_leaves(params)
+    return sum(
+        (0.7 * (x - 0.1).to(torch.promote_types(x.dtype, torch.float32)).square().sum() for x in leaves),
+        torch.zeros(()),
+    )
+
+
+def slope(params: Any, step: int) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: None if x is None else 1.4 * (x - 0.1), params)
+
+
+def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, asks: tuple[str, ...]) -> Any:
+    extra = {
+        "value": lambda: loss(params),
+        "grad": lambda: updates,
+        "value_fn": lambda: loss,
+        "obj_fn": lambda: loss,
+        "grad_fn": lambda: slope,
+    }
+    return transformation.update(updates, state, params, **{name: extra[name]() for name in asks})
+
+
+def told(transformation: bx.GradientTransformation, *asks: str) -> bx.GradientTransformation:
+    """A transformation that is told by the test what it asks its caller for."""
+    update = partial(_told_update, transformation=transformation, asks=asks)
+    return bx.GradientTransformation(transformation.init, update, transformation.step_size)
+
+
+OVER_ALL = {"stacked": "its norms and products are over all that it is given"}
 
 E_ = Entry
 ENTRIES = [
@@ -141,6 +174,96 @@ ENTRIES = [
         ),
         lands="closed",
     ),
+    *[
+        E_(names, build, quick=True, exempt=exempt)
+        for names, build, exempt in [
+            (
+                ("contrib.acprop", "scale_by_acprop"),
+                lambda h: bx.contrib.acprop(h.lr, b2=h.weight, weight_decay=0.1),
+                {},
+            ),
+            (("contrib.ademamix", "scale_by_ademamix"), lambda h: bx.contrib.ademamix(h.lr, alpha=h.weight), {}),
+            (
+                ("contrib.simplified_ademamix", "scale_by_simplified_ademamix"),
+                lambda h: bx.contrib.simplified_ademamix(h.lr, alpha=h.weight),
+                {},
+            ),
+            (("contrib.adopt", "scale_by_adopt"), lambda h: bx.contrib.adopt(h.lr, h.weight, nesterov=True), {}),
+            (("contrib.cocob", "scale_by_cocob"), lambda h: bx.contrib.cocob(h.lr, weight_decay=h.weight), {}),
+            (("contrib.madgrad", "scale_by_madgrad"), lambda h: bx.contrib.madgrad(h.lr, h.weight), {}),
+            (("contrib.dog", "scale_by_dog"), lambda h: bx.contrib.dog(h.lr, ("heuristic", h.weight)), OVER_ALL),
+            (
+                ("contrib.dog", "learning_rate"),
+                lambda h: bx.contrib.dog(schedule(h), ("learning_rate", h.weight), weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (("contrib.dowg", "scale_by_dowg"), lambda h: bx.contrib.dowg(h.lr, h.weight), OVER_ALL),
+            (
+                ("scale_by_distance_over_gradients",),
+                lambda h: bx.scale_by_distance_over_gradients(h.weight, global_scale=h.lr),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.dadapt_adamw",),
+                lambda h: bx.contrib.dadapt_adamw(h.lr, (0.9, 0.8), estim_lr0=h.weight, weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.prodigy",),
+                lambda h: bx.contrib.prodigy(schedule(h), (0.9, 0.8), estim_lr0=h.weight, weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.mechanize",),
+                lambda h: bx.chain(bx.contrib.mechanize(bx.adam(h.lr), h.weight, 0.1, 0.1), bx.project(h.box)),
+                OVER_ALL,
+            ),
+            (("contrib.momo",), lambda h: told(bx.contrib.momo(h.lr, weight_decay=h.weight), "value"), OVER_ALL),
+            (
+                ("contrib.momo_adam",),
+                lambda h: told(bx.contrib.momo_adam(h.lr, weight_decay=h.weight, adapt_lower_bound=True), "value"),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.reduce_on_plateau",),
+                lambda h: told(
+                    bx.chain(bx.sgd(h.lr), bx.contrib.reduce_on_plateau(h.weight, 1, min_scale=h.mu)), "value"
+                ),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.muon", "scale_by_muon"),
+                lambda h: bx.contrib.muon(h.lr, beta=h.weight, weight_decay=0.1),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
+                ("contrib.schedule_free",),
+                lambda h: bx.chain(
+                    bx.contrib.schedule_free(bx.adam(h.lr, b1=0.0), schedule(h), h.weight), bx.project(h.box)
+                ),
+                {},
+            ),
+            (("contrib.schedule_free_sgd",), lambda h: bx.contrib.schedule_free_sgd(h.lr, 5, h.weight, 0.1), {}),
+            (("contrib.schedule_free_adamw",), lambda h: bx.contrib.schedule_free_adamw(h.lr, 5, h.weight), {}),
+            (
+                ("contrib.sam", "normalize"),
+                lambda h: bx.contrib.sam(bx.adam(h.lr), bx.chain(bx.contrib.normalize(), bx.sgd(h.weight))),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.sam", "opaque"),
+                lambda h: told(
+                    bx.contrib.sam(
+                        bx.chain(bx.adam(h.lr), bx.project(h.box)),
+                        bx.chain(bx.contrib.normalize(), bx.sgd(h.weight)),
+                        opaque_mode=True,
+                    ),
+                    "grad_fn",
+                ),
+                OVER_ALL,
+            ),
+        ]
+    ],
     E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
@@ -198,6 +321,8 @@ OTHERS = {
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
+    "ScaleByDistanceOverGradientsState": "a state",
+    "contrib": "a module",
     "diagnostics": "a module",
     "optimizers": "a module",
     "schedules": "a module",

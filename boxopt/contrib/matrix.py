@@ -1,0 +1,112 @@
+"""Ready-made chains for parameters that are matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.combine import chain, partition
+from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.types import Scalar, ScalarOrSchedule
+from boxopt.optimizers import adamw
+from boxopt.scale.muon import dimension_numbers_of, scale_by_muon, scale_by_shape
+from boxopt.scale.newton_schulz import STANDARD, Preconditioning
+from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
+
+
+def muon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: Any = STANDARD,
+    ns_steps: int = 5,
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.999,
+    adam_eps_root: Scalar = 0.0,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    muon_weight_dimension_numbers: Any | Callable[[Any], Any] | None = None,
+    consistent_rms: Scalar | None = None,
+) -> GradientTransformation:
+    """Muon for the leaves that are matrices, AdamW for the others: see `scale_by_muon` for the formula.
+
+    Args:
+        learning_rate: A number, a tensor, or a schedule.
+        ns_coeffs: The coefficients of the Newton–Schulz iterations, or "standard" or "dion".
+        ns_steps: The number of iterations.
+        beta: The decay of the momentum.
+        eps: Added to what is divided by, in AdamW too.
+        weight_decay: The strength of the decay, times the learning rate.
+        weight_decay_mask: Which of the matrices to decay: see `masked`.
+        nesterov: Look ahead by one step, in AdamW too.
+        adaptive: Whether to multiply by the dual norm.
+        preconditioning: How the singular values are brought below 1.
+        adam_b1: AdamW's first decay.
+        adam_b2: AdamW's second decay.
+        adam_eps_root: Added under AdamW's root.
+        adam_weight_decay: AdamW's weight decay.
+        adam_learning_rate: AdamW's learning rate; the same if left out.
+        muon_weight_dimension_numbers: Which leaves are matrices and how: a prefix of the parameters with
+            `MuonDimensionNumbers`, or None for AdamW, or a function from the parameters to one. Left out, the leaves
+            with two dimensions are.
+        consistent_rms: The root mean square of the updates, whatever the shape; 0.2 is about Adam's.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.contrib.muon(0.1)
+        >>> params = {"weight": torch.eye(2), "bias": torch.zeros(2)}
+        >>> tx.update(params, tx.init(params), params)[0]["weight"].diagonal() < -0.05
+        tensor([True, True])
+
+    Source:
+        K. Jordan et al., 2024; `optax.contrib.muon`.
+    """
+    numbers = muon_weight_dimension_numbers
+    return partition(
+        {
+            "muon": chain(
+                scale_by_muon(
+                    ns_coeffs,
+                    ns_steps,
+                    beta,
+                    eps,
+                    nesterov=nesterov,
+                    adaptive=adaptive,
+                    preconditioning=preconditioning,
+                    weight_dimension_numbers=numbers,
+                ),
+                scale_by_shape(numbers, consistent_rms),
+                add_decayed_weights(weight_decay, weight_decay_mask),
+                scale_by_learning_rate(learning_rate),
+            ),
+            "adam": adamw(
+                learning_rate if adam_learning_rate is None else adam_learning_rate,
+                b1=adam_b1,
+                b2=adam_b2,
+                eps=eps,
+                eps_root=adam_eps_root,
+                weight_decay=adam_weight_decay,
+                nesterov=nesterov,
+            ),
+        },
+        bind(_muon_or_adam, dimension_numbers=numbers),
+    )
+
+
+def _muon_or_adam(params: Any, *, dimension_numbers: Any) -> Any:
+    if dimension_numbers is None:
+        return tree.map(lambda x: "muon" if x.ndim == 2 else "adam", params)
+
+    def label(x: Tensor, numbers: Any) -> str:
+        return "adam" if numbers is None else "muon"
+
+    return tree.map(label, params, dimension_numbers_of(dimension_numbers, params))
