@@ -69,7 +69,7 @@ def double(updates: Any, params: Any) -> Any:
 
 def loss(params: Any) -> torch.Tensor:
     """What transformations are told that ask for a value."""
-    leaves = torch.utils._pytree.tree_leaves(params)
+    leaves = [x for x in torch.utils._pytree.tree_leaves(params) if x is not None]
     return sum(
         (0.7 * (x - 0.1).to(torch.promote_types(x.dtype, torch.float32)).square().sum() for x in leaves),
         torch.zeros(()),

@@ -103,6 +103,7 @@ def muon(
 
 
 def _muon_or_adam(params: Any, *, dimension_numbers: Any) -> Any:
+    tree.check_parameters(params)
     if dimension_numbers is None:
         return tree.map(lambda x: "muon" if x.ndim == 2 else "adam", params)
 

@@ -190,11 +190,11 @@ def prodigy(
        s \leftarrow \beta_3 s + \frac{d}{d_0} \lambda g, \quad
        m \leftarrow \beta_1 m + (1 - \beta_1) d g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) d^2 g^2 $$
 
-    $$ u = -\lambda \frac{m}{\sqrt v + d \epsilon} - w \lambda x, \qquad
-       d \leftarrow \max\left(d, c \frac{r}{\lVert s \rVert_1}\right) $$
+    $$ d^+ = \max\left(d, c \frac{r}{\lVert s \rVert_1}\right), \qquad
+       u = -\lambda \frac{m}{\sqrt v + d^+ \epsilon} - w \lambda x $$
 
     with norms and products over all leaves. Where all gradients so far are zero, where optax has NaN, d stays. The
-    update descends already. The step size is $\lambda d/(\sqrt v + d \epsilon)$.
+    update descends already. The step size is $\lambda d/(\sqrt v + d^+ \epsilon)$.
 
     Args:
         learning_rate: γ, a multiple of the estimate: a number, a 0-d tensor or a schedule.
@@ -278,14 +278,14 @@ def _prodigy_update(
     numerator = slow * state.numerator_weighted + relative * rate * product
     estimate = exact.like(estim_lr_coef, d) * ratio(numerator, _sum_of_magnitudes(grad_sum))
 
+    estimate = maximum(d, estimate)
+
     def step(m: Tensor, v: Tensor, p: Tensor) -> Tensor:
         by = exact.like(rate, p)
-        root = safe_sqrt(v) + exact.like(d, v) * exact.like(eps, v)
+        root = safe_sqrt(v) + exact.like(estimate, v) * exact.like(eps, v)
         return -exact.like(weight_decay, p) * by * p - by * m / root
 
-    new = ProdigyState(
-        exp_avg, exp_avg_sq, grad_sum, state.params0, maximum(d, estimate), numerator, count, state.estim_lr
-    )
+    new = ProdigyState(exp_avg, exp_avg_sq, grad_sum, state.params0, estimate, numerator, count, state.estim_lr)
     return map_wide(step, exp_avg, exp_avg_sq, params), new
 
 
@@ -297,7 +297,7 @@ def _prodigy_step_size(
 
     def size(v: Tensor, outer: Any) -> Tensor:
         v = exact.wide(v)
-        root = safe_sqrt(v) + exact.like(d, v) * exact.like(eps, v)
+        root = safe_sqrt(v) + exact.like(state.estim_lr, v) * exact.like(eps, v)
         return exact.like(outer, v) * exact.like(rate, v) / root
 
     return tree.map(size, state.exp_avg_sq, tree.expand(step_size, state.exp_avg_sq))
