@@ -186,6 +186,22 @@ CONTRIB_ROWS: list[Row] = [
         lambda: theirs.schedule_free_adamw(1e-2, weight_decay=1e-2),
     ),
     Row(
+        "sophia",
+        "Liu et al., ICLR 2024",
+        "lr/max(γh, ε, |m̂|/ρ)",
+        lambda: ours.sophia(5e-3, gamma=0.5),
+        lambda: theirs.sophia(5e-3, gamma=0.5),
+    ),
+    Row(
+        "galore",
+        "Zhao et al., ICML 2024",
+        "lr·scale for matrices: no diagonal metric; lr/(√v̂ + ε) for other leaves",
+        lambda: ours.galore(5e-3, 1, 400, 0.5, weight_decay=1e-3),
+        lambda: theirs.galore(5e-3, 1, 400, 0.5, weight_decay=1e-3),
+        note="optax computes singular vectors in float32 also where all else is float64",
+        tolerance=1e-4,
+    ),
+    Row(
         "sam",
         "Foret et al., ICLR 2021",
         "the outer optimizer's",

@@ -76,6 +76,10 @@ def loss(params: Any) -> torch.Tensor:
     )
 
 
+def one_example(updates: Any, params: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda u: None if u is None else u[None], updates)
+
+
 def slope(params: Any, step: int) -> Any:
     return torch.utils._pytree.tree_map(lambda x: None if x is None else 1.4 * (x - 0.1), params)
 
@@ -245,6 +249,26 @@ ENTRIES = [
             ),
             (("contrib.schedule_free_sgd",), lambda h: bx.contrib.schedule_free_sgd(h.lr, 5, h.weight, 0.1), {}),
             (("contrib.schedule_free_adamw",), lambda h: bx.contrib.schedule_free_adamw(h.lr, 5, h.weight), {}),
+            (
+                ("contrib.sophia", "hutchinson_estimator_diag_hessian"),
+                lambda h: told(bx.contrib.sophia(h.lr, gamma=h.weight, clip_threshold=2.0, eps=h.mu), "obj_fn"),
+                {"stacked": "the random signs of a stack are others than those of its members"},
+            ),
+            (
+                ("contrib.galore", "scale_by_galore"),
+                lambda h: bx.contrib.galore(h.lr, 1, 2, h.weight, weight_decay=0.1),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
+                ("contrib.dpsgd", "differentially_private_aggregate"),
+                lambda h: bx.chain(bx.stateless(one_example), bx.contrib.dpsgd(h.lr, h.weight, h.mu, 3, 0.9)),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.split_real_and_imaginary",),
+                lambda h: bx.contrib.split_real_and_imaginary(bx.chain(bx.adam(h.lr), bx.project(h.box))),
+                {"real parameters": "complex ones are what it is for"},
+            ),
             (
                 ("contrib.sam", "normalize"),
                 lambda h: bx.contrib.sam(bx.adam(h.lr), bx.chain(bx.contrib.normalize(), bx.sgd(h.weight))),

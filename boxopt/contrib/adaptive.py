@@ -14,6 +14,7 @@ from boxopt.scale.acprop import scale_by_acprop
 from boxopt.scale.ademamix import scale_by_ademamix, scale_by_simplified_ademamix
 from boxopt.scale.adopt import fourth_root, scale_by_adopt
 from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
+from boxopt.scale.sophia import HUTCHINSON, scale_by_sophia
 
 
 def acprop(
@@ -163,5 +164,47 @@ def adopt(
     """
     return chain(
         scale_by_adopt(b1, b2, eps, nesterov=nesterov, use_clipping=use_clipping, clip_value_fn=clip_value_fn),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def sophia(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.965,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    weight_decay_mask: Any = None,
+    gamma: Scalar = 0.01,
+    clip_threshold: Scalar | None = 1.0,
+    update_interval: int = 10,
+    hessian_diagonal_fn: GradientTransformation = HUTCHINSON,
+) -> GradientTransformation:
+    """Sophia, with decoupled weight decay: see `scale_by_sophia` for the formula.
+
+    Args:
+        learning_rate: A number, a tensor, a pytree prefix of the parameters, or a schedule.
+        b1: The decay of the first moment.
+        b2: The decay of the average of the Hessian's diagonal.
+        eps: The least that is divided by.
+        weight_decay: The strength of the decay, times the learning rate.
+        weight_decay_mask: Which leaves to decay: see `masked`.
+        gamma: The factor of the Hessian's diagonal.
+        clip_threshold: Where to clip the quotient; None does not.
+        update_interval: Every how many steps the diagonal is estimated.
+        hessian_diagonal_fn: What estimates it. What this takes, ``obj_fn=``, ``update`` takes.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx, params = bx.contrib.sophia(0.1, weight_decay=0.0), torch.tensor([1.0])
+        >>> tx.update(2 * params, tx.init(params), params, obj_fn=lambda x: (x**2).sum())[0]
+        tensor([-0.1000])
+
+    Source:
+        H. Liu et al., ICLR 2024; `optax.contrib.sophia`.
+    """
+    return chain(
+        scale_by_sophia(b1, b2, eps, gamma, clip_threshold, update_interval, hessian_diagonal_fn),
+        add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

@@ -12,6 +12,7 @@ from boxopt.core.combine import chain, partition
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.optimizers import adamw
+from boxopt.scale.galore import scale_by_galore
 from boxopt.scale.muon import dimension_numbers_of, scale_by_muon, scale_by_shape
 from boxopt.scale.newton_schulz import STANDARD, Preconditioning
 from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
@@ -111,3 +112,42 @@ def _muon_or_adam(params: Any, *, dimension_numbers: Any) -> Any:
         return "adam" if numbers is None else "muon"
 
     return tree.map(label, params, dimension_numbers_of(dimension_numbers, params))
+
+
+def galore(
+    learning_rate: ScalarOrSchedule,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 1.0,
+    base_optimizer: GradientTransformation | None = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any | Callable[[Any], Any] | None = None,
+) -> GradientTransformation:
+    """GaLore, with decoupled weight decay: see `scale_by_galore` for the formula.
+
+    Args:
+        learning_rate: A number, a tensor, a pytree prefix of the parameters, or a schedule.
+        rank: The rank of the projected gradients.
+        update_proj_gap: Every how many steps the projection is recomputed.
+        scale: A factor of the matrices' updates.
+        base_optimizer: What scales the projected gradients; `scale_by_adam` if left out.
+        weight_decay: The strength of the decay, times the learning rate.
+        mask: Which leaves to decay: see `masked`.
+        weight_dimension_numbers: Which leaves are matrices and how; those with two dimensions if left out.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx, params = bx.contrib.galore(0.1, rank=1), torch.eye(2)
+        >>> tx.update(torch.ones(2, 2), tx.init(params), params)[0]
+        tensor([[-0.0707, -0.0707],
+                [-0.0707, -0.0707]])
+
+    Source:
+        J. Zhao et al., ICML 2024; `optax.contrib.galore`.
+    """
+    return chain(
+        scale_by_galore(rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
