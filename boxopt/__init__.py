@@ -35,8 +35,14 @@ from boxopt.diagnostics import active, is_feasible, optimality, violation
 from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
+from boxopt.scale.backtracking import (
+    BacktrackingLinesearchInfo,
+    ScaleByBacktrackingLinesearchState,
+    scale_by_backtracking_linesearch,
+)
 from boxopt.scale.clipping import clip, clip_by_global_norm
 from boxopt.scale.distance_over_gradients import ScaleByDistanceOverGradientsState, scale_by_distance_over_gradients
+from boxopt.scale.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
 from boxopt.scale.momentum import TraceState, trace
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
@@ -48,6 +54,7 @@ from boxopt.scale.root_mean_square import (
 )
 from boxopt.scale.scale import add_decayed_weights, scale, scale_by_learning_rate, scale_by_schedule
 from boxopt.scale.sign import ScaleByLionState, scale_by_lion
+from boxopt.scale.zoom import ScaleByZoomLinesearchState, ZoomLinesearchInfo, scale_by_zoom_linesearch
 from boxopt.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -62,6 +69,7 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "BacktrackingLinesearchInfo",
     "Box",
     "CompiledStep",
     "ConsumedError",
@@ -75,12 +83,16 @@ __all__ = [
     "Packed",
     "PackedState",
     "ScaleByAdamState",
+    "ScaleByBacktrackingLinesearchState",
     "ScaleByDistanceOverGradientsState",
+    "ScaleByLBFGSState",
     "ScaleByLionState",
     "ScaleByRmsState",
     "ScaleByRssState",
     "ScaleByStddevState",
+    "ScaleByZoomLinesearchState",
     "TraceState",
+    "ZoomLinesearchInfo",
     "active",
     "adagrad",
     "adam",
@@ -103,6 +115,7 @@ __all__ = [
     "finished",
     "identity",
     "is_feasible",
+    "lbfgs",
     "linear_schedule",
     "lion",
     "log_barrier",
@@ -121,13 +134,16 @@ __all__ = [
     "rmsprop",
     "scale",
     "scale_by_adam",
+    "scale_by_backtracking_linesearch",
     "scale_by_distance_over_gradients",
+    "scale_by_lbfgs",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_schedule",
     "scale_by_stddev",
+    "scale_by_zoom_linesearch",
     "schedules",
     "sets",
     "sgd",

@@ -269,6 +269,27 @@ ENTRIES = [
                 lambda h: bx.contrib.split_real_and_imaginary(bx.chain(bx.adam(h.lr), bx.project(h.box))),
                 {"real parameters": "complex ones are what it is for"},
             ),
+            (("scale_by_lbfgs",), lambda h: bx.chain(bx.scale_by_lbfgs(3), bx.scale(h.lr)), OVER_ALL),
+            (
+                ("scale_by_backtracking_linesearch",),
+                lambda h: told(
+                    bx.chain(
+                        bx.sgd(h.lr),
+                        bx.scale_by_backtracking_linesearch(3, max_learning_rate=h.weight, store_grad=True),
+                    ),
+                    "value",
+                    "grad",
+                    "value_fn",
+                ),
+                OVER_ALL,
+            ),
+            (
+                ("lbfgs", "scale_by_zoom_linesearch"),
+                lambda h: told(
+                    bx.lbfgs(h.lr, 2, linesearch=bx.scale_by_zoom_linesearch(3)), "value", "grad", "value_fn"
+                ),
+                OVER_ALL | {"derivative": "the learning rate that the search finds is a constant to derivatives"},
+            ),
             (
                 ("contrib.sam", "normalize"),
                 lambda h: bx.contrib.sam(bx.adam(h.lr), bx.chain(bx.contrib.normalize(), bx.sgd(h.weight))),
@@ -346,6 +367,11 @@ OTHERS = {
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
     "ScaleByDistanceOverGradientsState": "a state",
+    "BacktrackingLinesearchInfo": "a state",
+    "ScaleByBacktrackingLinesearchState": "a state",
+    "ScaleByLBFGSState": "a state",
+    "ScaleByZoomLinesearchState": "a state",
+    "ZoomLinesearchInfo": "a state",
     "contrib": "a module",
     "diagnostics": "a module",
     "optimizers": "a module",

@@ -19,7 +19,14 @@ with warnings.catch_warnings():
     import optax
 
 STEPS = 300
-FEWER = {"mechanize": 30}  # see its note in the table
+# Some paths are chaotic, so that an ulp in the start grows past 1e-10: see their notes in the table.
+FEWER = {
+    "mechanize": 30,
+    "scale_by_backtracking_linesearch": 50,
+    "scale_by_zoom_linesearch": 30,
+    "scale_by_lbfgs": 40,
+    "lbfgs": 30,
+}
 SCALES = 10.0 ** np.linspace(-2, 1, 8).reshape(4, 2)
 INPUTS = np.sin(np.arange(24.0).reshape(8, 3))
 TARGETS = np.cos(1.3 * np.arange(8.0).reshape(8, 1))

@@ -46,8 +46,8 @@ def scale_by_galore(
 
     if G has at least as many rows as columns, and the same with right ones otherwise. The base's state is as small as
     $P^\top G$. P is recomputed from the gradient every so many steps, and is a constant to derivatives: singular
-    vectors have none where singular values coincide. It is computed in the leaf's dtype, where optax uses float32, and in every
-    step, since nothing branches on a counter.
+    vectors have none where singular values coincide. It is computed in the leaf's dtype, where optax uses float32, and
+    in every step, since nothing branches on a counter.
 
     A metric of the subspace is no diagonal one: for matrices the step size is unchanged but for c, and a set after it
     is projected onto in the Euclidean metric; for other leaves it is the base's.
