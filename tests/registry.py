@@ -291,6 +291,16 @@ ENTRIES = [
                 OVER_ALL | {"derivative": "the learning rate that the search finds is a constant to derivatives"},
             ),
             (
+                ("contrib.shampoo", "scale_by_shampoo"),
+                lambda h: bx.contrib.shampoo(h.lr, b2=h.weight, eps=0.05, block_size=2),
+                {"stacked": "each leaf has matrices of its own"},
+            ),
+            (
+                ("contrib.soap", "scale_by_soap"),
+                lambda h: bx.contrib.soap(h.lr, h.weight, precondition_frequency=2, block_size=2),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
                 ("contrib.sam", "normalize"),
                 lambda h: bx.contrib.sam(bx.adam(h.lr), bx.chain(bx.contrib.normalize(), bx.sgd(h.weight))),
                 OVER_ALL,

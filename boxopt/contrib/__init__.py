@@ -1,7 +1,7 @@
 """Optimizers that optax has under ``optax.contrib``, by the same names, and some that it does not have."""
 
 from boxopt.contrib.adaptive import acprop, ademamix, adopt, simplified_ademamix, sophia
-from boxopt.contrib.matrix import galore, muon
+from boxopt.contrib.matrix import galore, muon, shampoo, soap
 from boxopt.contrib.parameter_free import cocob, dog, dowg, madgrad
 from boxopt.contrib.private import dpsgd
 from boxopt.contrib.schedule_free import schedule_free_adamw, schedule_free_sgd
@@ -25,7 +25,9 @@ from boxopt.scale.muon import MuonDimensionNumbers, MuonState, scale_by_muon
 from boxopt.scale.plateau import ReduceLROnPlateauState, reduce_on_plateau
 from boxopt.scale.privacy import DifferentiallyPrivateAggregateState, differentially_private_aggregate
 from boxopt.scale.schedule_free import ScheduleFreeState, schedule_free, schedule_free_eval_params
+from boxopt.scale.shampoo import ScaleByShampooState, scale_by_shampoo
 from boxopt.scale.sharpness import SAMState, normalize, sam
+from boxopt.scale.soap import ScaleBySoapState, scale_by_soap
 from boxopt.scale.sophia import HutchinsonState, SophiaState, hutchinson_estimator_diag_hessian, scale_by_sophia
 
 __all__ = [
@@ -48,7 +50,9 @@ __all__ = [
     "SAMState",
     "ScaleByAcpropState",
     "ScaleByAdemamixState",
+    "ScaleByShampooState",
     "ScaleBySimplifiedAdEMAMixState",
+    "ScaleBySoapState",
     "ScheduleFreeState",
     "SophiaState",
     "SplitRealAndImaginaryState",
@@ -81,13 +85,17 @@ __all__ = [
     "scale_by_galore",
     "scale_by_madgrad",
     "scale_by_muon",
+    "scale_by_shampoo",
     "scale_by_simplified_ademamix",
+    "scale_by_soap",
     "scale_by_sophia",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_eval_params",
     "schedule_free_sgd",
+    "shampoo",
     "simplified_ademamix",
+    "soap",
     "sophia",
     "split_real_and_imaginary",
 ]

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.combine import chain, partition
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.optimizers import adamw
 from boxopt.scale.galore import scale_by_galore
+from boxopt.scale.momentum import trace
 from boxopt.scale.muon import dimension_numbers_of, scale_by_muon, scale_by_shape
 from boxopt.scale.newton_schulz import STANDARD, Preconditioning
 from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
+from boxopt.scale.shampoo import scale_by_shampoo
+from boxopt.scale.soap import scale_by_soap
 
 
 def muon(
@@ -148,6 +151,85 @@ def galore(
     """
     return chain(
         scale_by_galore(rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def shampoo(
+    learning_rate: ScalarOrSchedule,
+    momentum: Scalar | None = 0.9,
+    b2: Scalar | None = None,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    *,
+    block_size: int = 128,
+) -> GradientTransformation:
+    """Shampoo, with momentum and decoupled weight decay: see `scale_by_shampoo` for the formula. optax has none.
+
+    Args:
+        learning_rate: A number, a tensor, a pytree prefix of the parameters, or a schedule.
+        momentum: The decay of the momentum of the preconditioned gradients; None for none.
+        b2: The decay of the second moments; sums if left out.
+        eps: Added to their eigenvalues.
+        weight_decay: The strength of the decay, times the learning rate.
+        mask: Which leaves to decay: see `masked`.
+        block_size: The most rows, and columns, of a block.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx, params = bx.contrib.shampoo(0.1), torch.eye(2)
+        >>> tx.update(3 * params, tx.init(params), params)[0].round(decimals=3).diagonal()
+        tensor([-0.1000, -0.1000])
+
+    Source:
+        V. Gupta, T. Koren and Y. Singer, ICML 2018.
+    """
+    return chain(
+        scale_by_shampoo(b2, eps, block_size=block_size),
+        identity() if momentum is None else trace(momentum),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def soap(
+    learning_rate: ScalarOrSchedule = 3e-3,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.01,
+    mask: Any = None,
+    *,
+    shampoo_beta: Scalar | None = None,
+    precondition_frequency: int = 10,
+    block_size: int = 128,
+) -> GradientTransformation:
+    """SOAP, with decoupled weight decay: see `scale_by_soap` for the formula. optax has none.
+
+    Args:
+        learning_rate: A number, a tensor, a pytree prefix of the parameters, or a schedule.
+        b1: The decay of the first moment.
+        b2: The decay of the second moment, in the eigenbases.
+        eps: Added to its root.
+        weight_decay: The strength of the decay, times the learning rate.
+        mask: Which leaves to decay: see `masked`.
+        shampoo_beta: The decay of the matrices of second moments; ``b2`` if left out.
+        precondition_frequency: Every how many steps the eigenbases are renewed.
+        block_size: The most rows, and columns, of a block.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx, params = bx.contrib.soap(0.1, weight_decay=0.0), torch.eye(2)
+        >>> tx.update(3 * params, tx.init(params), params)[0].diagonal()
+        tensor([-0.1000, -0.1000])
+
+    Source:
+        N. Vyas et al., ICLR 2025.
+    """
+    return chain(
+        scale_by_soap(b1, b2, eps, shampoo_beta, precondition_frequency, block_size=block_size),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

@@ -56,7 +56,7 @@ def dadapt_adamw(
        u = -\frac{m}{\sqrt v + \epsilon} - w \lambda x $$
 
     with norms and products over all leaves. Where all gradients so far are zero, where optax has NaN, d stays. The
-    update descends already. The step size is $\lambda/(\sqrt v + \epsilon)$.
+    update descends already. The step size is $d \gamma_t \sqrt{1 - \beta_2^t}/(\sqrt v + \epsilon)$.
 
     Args:
         learning_rate: γ, a multiple of the estimate: a number, a 0-d tensor or a schedule.
@@ -81,7 +81,7 @@ def dadapt_adamw(
     return GradientTransformation(
         bind(_dadapt_init, estim_lr0=estim_lr0),
         bind(_dadapt_update, learning_rate=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay),
-        bind(_dadapt_step_size, learning_rate=learning_rate, betas=betas, eps=eps),
+        bind(_dadapt_step_size, learning_rate=learning_rate, b2=betas[1], eps=eps),
     )
 
 
@@ -137,10 +137,10 @@ def _dadapt_step_size(
     step_size: Any,
     *,
     learning_rate: ScalarOrSchedule,
-    betas: tuple[Scalar, Scalar],
+    b2: Scalar,
     eps: Scalar,
 ) -> Any:
-    rate = _rate(state.used_lr, latest(learning_rate, state), betas, state.count)
+    rate = _size(state.used_lr, latest(learning_rate, state), b2, state.count)
 
     def size(v: Tensor, outer: Any) -> Tensor:
         v = exact.wide(v)
@@ -194,7 +194,7 @@ def prodigy(
        u = -\lambda \frac{m}{\sqrt v + d^+ \epsilon} - w \lambda x $$
 
     with norms and products over all leaves. Where all gradients so far are zero, where optax has NaN, d stays. The
-    update descends already. The step size is $\lambda d/(\sqrt v + d^+ \epsilon)$.
+    update descends already. The step size is $d^2 \gamma_t \sqrt{1 - \beta_2^t}/(\sqrt v + d^+ \epsilon)$.
 
     Args:
         learning_rate: γ, a multiple of the estimate: a number, a 0-d tensor or a schedule.
@@ -232,7 +232,7 @@ def prodigy(
             weight_decay=weight_decay,
             safeguard_warmup=safeguard_warmup,
         ),
-        bind(_prodigy_step_size, learning_rate=learning_rate, betas=betas, eps=eps),
+        bind(_prodigy_step_size, learning_rate=learning_rate, b2=betas[1], eps=eps),
     )
 
 
@@ -290,10 +290,10 @@ def _prodigy_update(
 
 
 def _prodigy_step_size(
-    state: ProdigyState, step_size: Any, *, learning_rate: ScalarOrSchedule, betas: tuple[Scalar, Scalar], eps: Scalar
+    state: ProdigyState, step_size: Any, *, learning_rate: ScalarOrSchedule, b2: Scalar, eps: Scalar
 ) -> Any:
     d = state.used_lr
-    rate = d * _rate(d, latest(learning_rate, state), betas, state.count)
+    rate = d * _size(d, latest(learning_rate, state), b2, state.count)
 
     def size(v: Tensor, outer: Any) -> Tensor:
         v = exact.wide(v)
@@ -307,6 +307,11 @@ def _rate(d: Tensor, learning_rate: Any, betas: tuple[Scalar, Scalar], count: Te
     """λ: the estimate times the learning rate and Adam's bias corrections."""
     corrections = safe_sqrt(bias_correction(betas[1], count)) / bias_correction(betas[0], count)
     return d * exact.like(learning_rate, d) * exact.like(corrections, d)
+
+
+def _size(d: Tensor, learning_rate: Any, b2: Scalar, count: Tensor) -> Tensor:
+    """λ times the weight that the average of gradients has received, so that it counts as Adam's corrected one."""
+    return d * exact.like(learning_rate, d) * exact.like(safe_sqrt(bias_correction(b2, count)), d)
 
 
 def _square_average(decay: Scalar) -> Any:
