@@ -148,6 +148,8 @@ def test_frank_wolfe_refuses_what_it_cannot_do():
         bx.frank_wolfe(bx.Box(0.0, 1.0), lipschitz=-1.0)
     with pytest.raises(ValueError, match=r"leaf 'a'.*bounded set"):
         bx.frank_wolfe(S.NonNegative()).init({"a": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"leaf 'b'.*bounded set"):
+        bx.frank_wolfe(S.ByPath({"a": S.Simplex()})).init({"a": torch.zeros(2), "b": torch.zeros(2)})
     with pytest.raises(ValueError, match="comes after"):
         bx.chain(bx.frank_wolfe(bx.Box(0.0, 1.0)), bx.scale(0.5))
 
