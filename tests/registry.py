@@ -305,12 +305,12 @@ ENTRIES = [
     E_(
         ("mirror",),
         lambda h: bx.chain(bx.adam(h.lr), bx.mirror(bx.sets.Simplex(h.weight))),
+        quick=True,
         exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
     ),
     E_(
         ("exponentiated_gradient",),
         lambda h: bx.exponentiated_gradient(h.lr, bx.sets.Simplex(h.weight)),
-        quick=True,
         exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
     ),
     E_(("masked",), lambda h: bx.masked(bx.adam(h.lr), even_mask)),

@@ -21,7 +21,7 @@ from boxopt.core import exact, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
-from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
+from boxopt.sets.spectral import basis_of, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
 from boxopt.sets.vectors import normalized, precise
 
@@ -217,8 +217,7 @@ class SpectralBall(_MatrixBall):
         """−r·U·Vᵀ, of the gradient's singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * (left @ right)
+            return -(radius[..., None, None] if radius.ndim else radius) * Stiefel()._project(gradient)
 
         return self._each(opposite, gradients)
 
@@ -277,8 +276,7 @@ class NuclearBall(_MatrixBall):
         """−r·u₁v₁ᵀ, of the gradient's leading singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * left[..., :, :1] @ right[..., :1, :]
+            return -(radius[..., None, None] if radius.ndim else radius) * leading_pair(gradient)
 
         return self._each(opposite, gradients)
 
