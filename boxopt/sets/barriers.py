@@ -55,7 +55,7 @@ def root_of(equation: Equation, start: Tensor, low: Tensor, high: Tensor, *argum
         usable = (slope > 0) & (newton >= low) & (newton <= high)
         if stop_early and bool(((value == 0) | usable & ((newton - trial).abs() <= 2e-16 * trial.abs())).all()):
             break
-        bisect = low + (high - low) / 2
+        bisect = torch.where(low > 0, low.clamp_min(0.0).sqrt() * high.clamp_min(0.0).sqrt(), low + (high - low) / 2)
         if count % 3 == 2:
             usable = usable & ((newton - trial).abs() <= (high - low) / 4)
         trial = torch.where(value == 0, trial, torch.where(usable, newton, bisect))
@@ -92,16 +92,22 @@ def prox_simplex(y: Tensor, tau: Tensor, total: Tensor) -> Tensor:
     count = y.shape[-1]
     ratio = tau / tau.detach().amax(-1, keepdim=True)
 
-    def equation(multiplier: Tensor, y: Tensor, tau: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        x, slope = positive_root(y - multiplier * ratio, tau)
+    # No entry of the result exceeds 1. The multiplier at which the largest would be 1 is where to count from, and that
+    # entry is set to what it is there, so that no candidate is too large for the difference.
+    limit = (1 - tau).detach()
+    multipliers = ((y - limit) / ratio).detach()
+    least = multipliers.amax(-1, keepdim=True)
+    z = y - least * ratio
+    z = torch.where((multipliers == least) | (z > limit), exact.replaced(z, limit), z)
+
+    def equation(multiplier: Tensor, z: Tensor, tau: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        x, slope = positive_root(z - multiplier * ratio, tau)
         return 1 - x.sum(-1, keepdim=True), (ratio * slope).sum(-1, keepdim=True)
 
-    # An entry is x where the multiplier is (y − x + τ/x)/ratio. The largest is between 1/n and 1.
-    at_most = ((y - 1 + tau) / ratio).detach().amax(-1, keepdim=True)
-    alike = ((y - 1 / count + count * tau) / ratio).detach()
-    low = torch.maximum(at_most, alike.amin(-1, keepdim=True))
-    multiplier = root_of(equation, low, low, alike.amax(-1, keepdim=True), y, tau, ratio)
-    x = positive_root(y - multiplier * ratio, tau)[0]
+    alike = ((z - 1 / count + count * tau) / ratio).detach()  # where an entry would be the mean
+    low = alike.amin(-1, keepdim=True).clamp_min(0.0)
+    multiplier = root_of(equation, low, low, alike.amax(-1, keepdim=True).clamp_min(0.0), z, tau, ratio)
+    x = positive_root(z - multiplier * ratio, tau)[0]
     x = x / x.detach().sum(-1, keepdim=True)
     return torch.where(is_point, 0.0, x * total)
 
@@ -125,7 +131,10 @@ def prox_ball(y: Tensor, tau: Tensor, radius: Tensor) -> Tensor:
     high = slack_bounds(size, fixed)[1].amin(-1, keepdim=True).clamp_max(limit)
     low = slack_bounds(norm, fixed.amin(-1, keepdim=True))[0] / 2
     slack = root_of(equation, high, torch.minimum(low, high), high, y, tau)
-    return torch.where(is_point, 0.0, y * (slack / (slack + 2 * tau)) * radius)
+    x = y * (slack / (slack + 2 * tau))
+    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    x = x * torch.where(norm > limit**0.5, limit**0.5 / norm, 1.0)
+    return torch.where(is_point, 0.0, x * radius)
 
 
 def slack_bounds(distance: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
