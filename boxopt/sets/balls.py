@@ -23,6 +23,7 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.barriers import prox_ball
+from boxopt.sets.box import Box
 from boxopt.sets.interior import InteriorSet
 from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
 from boxopt.sets.threshold import project_l1_ball
@@ -214,7 +215,17 @@ class LInfBall(_Ball):
         return self._as_box(exact.clamp, x)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
-        return self._as_box(lambda x, low, high, goal: exact.land(x, goal, low, high), params, target)
+        return self._as_box(lambda x, low, high, goal: Box(low, high).land(x, goal, strictly=strictly), params, target)
+
+    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
+        return tree.reduce(torch.add, self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x))
+
+    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
+        return self._as_box(lambda x, low, high: Box(low, high).barrier_gradient(x, relax), x)
+
+    def prox_barrier(self, y: P, tau: Any) -> P:
+        step = tree.expand(tau, y)
+        return self._as_box(lambda y, low, high, tau: Box(low, high).prox_barrier(y, tau), y, step)
 
     def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves; the bounds are rounded inwards."""

@@ -178,6 +178,25 @@ def prox_cone(y: Tensor, tau: Tensor) -> Tensor:
     return torch.cat([x, last], -1) * size
 
 
+def prox_halfspace(y: Tensor, tau: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
+    """The proximal step of −log(offset − normal·x): y − τ·normal/s, s the slack; inside by a few roundings."""
+    limit = _LARGEST[y.dtype]
+    y = exact.clamp(y, -limit, limit)
+    slack = offset - (normal * y).sum(-1, keepdim=True)
+    size = ((normal * y).abs().sum(-1, keepdim=True) + offset.abs()).detach()
+    normal = normal.expand(y.shape)
+    squares = (normal * normal).detach().sum(-1, keepdim=True)
+    least = (size * torch.finfo(y.dtype).eps) ** 2 / torch.where(squares > 0, squares, 1.0)
+    least = torch.maximum(least, 1e-12 * tau.detach().amax(-1, keepdim=True)).clamp_min(1e-200)
+    tau = torch.where(tau < least, least, tau)
+    pull = (tau * normal * normal).sum(-1, keepdim=True)
+    pull = torch.where(squares > 0, pull, 1.0)
+    x = y - tau * normal / positive_root(slack, pull)[0]
+    moved = (normal * x).detach().abs().sum(-1, keepdim=True) + offset.detach().abs()
+    margin = rounding(y) * moved
+    return y - tau * normal / positive_root(slack - margin, pull)[0] - tau * normal * (margin / pull).detach()
+
+
 def rounding(x: Tensor) -> float:
     """What sums of squares over a vector may err by, relative, with a margin."""
     return (8 + x.shape[-1] ** 0.5) * torch.finfo(x.dtype).eps

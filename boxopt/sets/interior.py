@@ -10,6 +10,7 @@ where even that does not help it is 0, for the parameters are inside. A set of e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -105,16 +106,20 @@ class InteriorSet(VectorSet):
             *hyper, goal = rest
             vectors, goal = _to_vectors(leaf, self.dim), _to_vectors(goal, self.dim)
             numbers = self._arranged(leaf, precise(vectors), hyper)
+            fixed = [number.detach() for number in numbers]
             update = self._settle_inside(vectors, goal, *numbers)
-            shorter = update * (1 - 8 * torch.finfo(leaf.dtype).eps)
-
-            def is_inside(step: Tensor) -> Tensor:
-                sum_ = exact.rounded(vectors.detach() + exact.rounded(step))
-                return self._is_inside(precise(sum_), *(number.detach() for number in numbers))
-
-            stay = exact.replaced(update, torch.where(is_inside(torch.zeros_like(vectors)), 0.0, shorter))
-            return _from_vectors(
-                torch.where(is_inside(update), update, torch.where(is_inside(shorter), shorter, stay)), leaf, self.dim
-            )
+            update = shortened(vectors, update, lambda x: self._is_inside(x, *fixed))
+            return _from_vectors(update, leaf, self.dim)
 
         return self._map(land_leaf, params, target)
+
+
+def shortened(params: Tensor, update: Tensor, is_inside: Callable[[Tensor], Tensor]) -> Tensor:
+    """The update where its sum with the parameters is inside, a few roundings less of it where that is, or 0."""
+    shorter = update * (1 - 8 * torch.finfo(params.dtype).eps)
+
+    def lands(step: Tensor) -> Tensor:
+        return is_inside(precise(exact.rounded(params.detach() + exact.rounded(step))))
+
+    stay = exact.replaced(update, torch.where(lands(torch.zeros_like(params)), 0.0, shorter))
+    return torch.where(lands(update), update, torch.where(lands(shorter), shorter, stay))
