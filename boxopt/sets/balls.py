@@ -130,7 +130,7 @@ class L2Ball(_Ball, InteriorSet):
         return self._each(opposite, gradients)
 
     def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        return self._norm(x) < hyper[0]
+        return self._norm(x) * (1 + 4 * torch.finfo(x.dtype).eps) < hyper[0]
 
     def _barrier(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
         return relaxed_log(hyper[0] ** 2 - (x * x).sum(-1, keepdim=True), relax * hyper[0] ** 2).squeeze(-1)

@@ -109,7 +109,8 @@ class SecondOrderCone(InteriorSet):
         return (torch.linalg.vector_norm(x[..., :-1], dim=-1) - x[..., -1]).clamp_min(0.0)
 
     def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x[..., :-1], dim=-1, keepdim=True) < x[..., -1:]
+        norm = torch.linalg.vector_norm(x[..., :-1], dim=-1, keepdim=True)
+        return norm * (1 + 4 * torch.finfo(x.dtype).eps) < x[..., -1:]
 
     def _inwards(self, x: Tensor, dtype: torch.dtype, *hyper: Tensor) -> Tensor:
         return torch.cat([toward_zero(x[..., :-1], dtype), upward(x[..., -1:], dtype)], -1)

@@ -54,7 +54,7 @@ def _euclidean(y: Tensor, tau: Tensor) -> Tensor:
     roots = torch.maximum(roots, least)
     curvature = 1 + fixed.unsqueeze(-1) / roots.unsqueeze(-1) / roots.unsqueeze(-2)
     rotated = vectors.mT @ y @ vectors
-    change = rotated - rotated.detach() - torch.diag_embed((tau - tau.detach()).squeeze(-1) / roots)
+    change = rotated - rotated.detach() + torch.diag_embed((tau - tau.detach()).squeeze(-1) / roots)
     x = torch.diag_embed(roots)
     if change.requires_grad or torch._C._are_functorch_transforms_active():
         inverse_roots = torch.diag_embed(1 / roots)
@@ -63,7 +63,6 @@ def _euclidean(y: Tensor, tau: Tensor) -> Tensor:
             step = x - x.detach()
             inverse = torch.linalg.inv(torch.diag_embed(roots) + step)
             excess = step - tau * (inverse - inverse_roots) - change
-            excess = excess - (tau - tau.detach()) * 0
             x = x - excess / curvature
     return symmetric(vectors @ x @ vectors.mT)
 

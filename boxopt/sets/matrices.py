@@ -136,7 +136,7 @@ class PSD(MatrixSet):
             return super().land(params, target)
 
         def land_leaf(leaf: Tensor, goal: Tensor) -> Tensor:
-            error = 2 * torch.finfo(leaf.dtype).eps * torch.linalg.matrix_norm(precise(leaf.detach())).to(leaf.dtype)
+            error = (_rounding(leaf) + _rounding(goal)).to(leaf.dtype)
             update = goal - leaf
             sum_ = precise(exact.rounded(leaf.detach() + exact.rounded(update)))
             raised = update + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
@@ -166,11 +166,17 @@ class PSD(MatrixSet):
             result = prox_log_determinant(candidate, weight)
             nearest = result.to(leaf.dtype)
             definite = _is_definite(precise(exact.rounded(nearest)))
-            error = torch.finfo(leaf.dtype).eps * torch.linalg.matrix_norm(result.detach())
+            error = _rounding(result, leaf.dtype)
             raised = result + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
             return torch.where(definite, nearest, raised.to(leaf.dtype))
 
         return tree.map(solve, y, tree.expand(tau, y))
+
+
+def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """More than each matrix's eigenvalues may change by when its entries are rounded, [...], in float64."""
+    info = torch.finfo(x.dtype if dtype is None else dtype)
+    return info.eps * (torch.linalg.matrix_norm(precise(x.detach())) + 2 * x.shape[-1] * info.tiny)
 
 
 def _is_definite(x: Tensor) -> Tensor:
