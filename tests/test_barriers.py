@@ -87,7 +87,9 @@ def test_agrees_with_cvxpy(name, in_metric):
         cp.Problem(cp.Minimize(objective), constraints).solve(
             solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12, tol_ktratio=1e-9
         )
-        np.testing.assert_allclose(found[index].numpy(), x.value, atol=3e-5 if "Polyhedron" in name else 3e-6, rtol=1e-6)
+        np.testing.assert_allclose(
+            found[index].numpy(), x.value, atol=3e-5 if "Polyhedron" in name else 3e-6, rtol=1e-6
+        )
         if name != "SecondOrderCone":  # whose barrier has a variable of its own
             theirs = objective.value
             x.value = found[index].numpy()

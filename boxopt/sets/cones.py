@@ -125,7 +125,9 @@ class SecondOrderCone(InteriorSet):
         smooth = torch.where(near >= relax, t * t - square, 1.0)
         mixed = (near < relax) & (far >= relax) | (relax <= 0)
         value = torch.where(near >= relax, -torch.log(torch.where(smooth > 0, smooth, 1.0)), both)
-        return torch.where(mixed & (near < relax), relaxed_log(near, relax) + relaxed_log(far, relax), value).squeeze(-1)
+        return torch.where(mixed & (near < relax), relaxed_log(near, relax) + relaxed_log(far, relax), value).squeeze(
+            -1
+        )
 
     def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
         norm, t = _norm(x[..., :-1]), x[..., -1:]
