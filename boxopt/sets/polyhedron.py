@@ -214,7 +214,7 @@ def interior_step(
     rest = x - y + step * transposed_product(matrix, multiplier)
     residual = offset - product(matrix, x) - slack
     size = product(matrix.detach().abs(), x.detach().abs()) + offset.detach().abs()
-    least = multiplier.detach() * size * 16 * torch.finfo(x.dtype).eps
+    least = multiplier.detach() * size * 256 * torch.finfo(x.dtype).eps
     centre = torch.maximum(target, least)
     if not whole:
         centre = torch.maximum(centre, 0.1 * (multiplier * slack - least).clamp_min(0.0).mean(-1, keepdim=True))
