@@ -202,12 +202,11 @@ def soap_in_numpy(gradients, beta=0.95, eps=1e-4, frequency=3):
 @pytest.mark.parametrize(("name", "reference"), [("shampoo", shampoo_in_numpy), ("soap", soap_in_numpy)])
 @pytest.mark.parametrize("shape", [(5, 3), (4,)])
 def test_preconditioners_against_their_formulas(name, reference, shape):
-    row = next(row for row in CONTRIB_ROWS if row.name == name)
-    tx = (
-        row.ours()
-        if name == "shampoo"
-        else bx.contrib.soap(0.01, weight_decay=0.0, precondition_frequency=3, block_size=2)
-    )
+    tx = {
+        "shampoo": bx.contrib.shampoo(0.05, block_size=2),
+        # With an eps that is not small, since the first gradient's moments have no full rank.
+        "soap": bx.contrib.soap(0.01, eps=1e-4, weight_decay=0.0, precondition_frequency=3, block_size=2),
+    }[name]
     gradients = [np.sin(7 * k + np.arange(np.prod(shape)) ** 1.5).reshape(shape) + 0.3 for k in range(12)]
     params = torch.zeros(shape, dtype=torch.float64)
     state = tx.init(params)
