@@ -33,8 +33,8 @@ class Entry:
         build: From hyperparameters to the transformation.
         lands: Whether its updates keep parameters in the box, and "strictly" if in the interior.
         kinked: Whether it has kinks in the gradients, so that second derivatives are checked at a distance from them.
-        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of, operation by
-            operation, is generated for other entries; its capture by ``torch.compile`` is checked always.
+        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of is generated
+            for other entries; its capture by ``torch.compile`` is checked always.
         exempt: Laws that cannot hold, and why.
     """
 
@@ -65,6 +65,64 @@ def even_mask(params: Any) -> Any:
 
 def double(updates: Any, params: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda u: None if u is None else 2 * u, updates)
+
+
+def are_matrices(params: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: None if x is None else getattr(x, "ndim", 0) == 2, params)
+
+
+REGULARIZERS: dict[str, Callable[[Hyper], bx.GradientTransformation]] = {
+    "GroupLasso": lambda h: bx.prox(bx.regularizers.GroupLasso(h.weight)),
+    "SparseGroupLasso": lambda h: bx.prox(bx.regularizers.SparseGroupLasso(0.5, h.weight)),
+    "LInf": lambda h: bx.prox(bx.regularizers.LInf(h.weight)),
+    "TotalVariation": lambda h: bx.prox(bx.regularizers.TotalVariation(h.weight)),
+    "FusedLasso": lambda h: bx.prox(bx.regularizers.FusedLasso(0.1, h.weight)),
+    "Nuclear": lambda h: bx.chain(bx.identity(), bx.masked(bx.prox(bx.regularizers.Nuclear(h.weight)), are_matrices)),
+    "Sum": lambda h: bx.prox(bx.regularizers.Sum(bx.regularizers.GroupLasso(h.weight), h.box, sweeps=2)),
+}
+
+
+def size(updates: Any) -> Any:
+    """A measurement of any tree: the sum of absolute values."""
+    leaves = torch.utils._pytree.tree_leaves(updates)
+    return sum((u.abs().sum().double() for u in leaves if u is not None), torch.zeros((), dtype=torch.float64))
+
+
+def with_value(tx: bx.GradientTransformation) -> bx.GradientTransformation:
+    """A transformation that takes ``value=``, given that of a loss of the parameters, which the laws do not know."""
+    return bx.GradientTransformation(tx.init, partial(_with_value_update, transformation=tx), tx.step_size)
+
+
+def _with_value_update(updates: Any, state: Any, params: Any, *, transformation: Any, **extra: Any) -> Any:
+    return transformation.update(updates, state, params, value=size(params), **extra)
+
+
+OVER_LEAVES = {"stacked": "a norm, or an average, of each leaf"}
+OVER_ALL = {"stacked": "the norm is over all that it is given"}
+
+
+def every_two_then_one(step: Any) -> Any:
+    return torch.where(step < 1, 2, 1)
+
+
+def few_and_finite(updates: Any, step: Any, params: Any) -> Any:
+    """Gradients to skip: none of the laws', but it takes some counting to know."""
+    skip, info = bx.skip_not_finite(updates, step, params)
+    large, more = bx.skip_large_updates(updates, step, params, max_squared_norm=1e8)
+    return skip | large, {**info, "norm_squared": more["norm_squared"]}
+
+
+def odd_steps(step: Any) -> Any:
+    return step % 2 == 1
+
+
+def smooth_adam(lr: Any) -> bx.GradientTransformation:
+    """Adam with derivatives that finite differences can follow where its moments are still zero."""
+    return bx.adam(lr, eps_root=0.1)
+
+
+def small_first(step: Any) -> Any:
+    return step < 2
 
 
 def loss(params: Any) -> torch.Tensor:
@@ -117,6 +175,25 @@ ENTRIES = [
         lambda h: bx.clip_by_global_norm(h.weight),
         exempt={"stacked": "the norm is over all that it is given"},
     ),
+    E_(("clip_by_block_rms",), lambda h: bx.clip_by_block_rms(h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("adaptive_grad_clip",), lambda h: bx.adaptive_grad_clip(h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("normalize_by_update_norm",), lambda h: bx.normalize_by_update_norm(h.weight), quick=True, exempt=OVER_ALL),
+    E_(("centralize",), lambda h: bx.centralize(), quick=True, exempt=OVER_LEAVES),
+    E_(("zero_nans",), lambda h: bx.zero_nans(), quick=True, exempt={"stacked": "one flag a leaf"}),
+    E_(("freeze", "set_to_zero"), lambda h: bx.freeze(even_mask), quick=True),
+    E_(("apply_every",), lambda h: bx.apply_every(2), quick=True),
+    E_(("snapshot",), lambda h: bx.snapshot("size", size), quick=True, exempt=OVER_ALL),
+    E_(
+        ("monitor", "ema"),
+        lambda h: bx.monitor({"size": size, "mean": bx.ema(h.weight)}),
+        quick=True,
+        exempt=OVER_ALL,
+    ),
+    E_(
+        ("noisy_sgd", "add_noise"),
+        lambda h: bx.noisy_sgd(h.lr, h.weight),
+        exempt={"stacked": "each number of a leaf has noise of its own"},
+    ),
     E_(("trace",), lambda h: bx.trace(h.weight, nesterov=True)),
     E_(("scale_by_adam",), lambda h: bx.scale_by_adam(eps_root=1e-8)),
     E_(("scale_by_adam", "nesterov"), lambda h: bx.scale_by_adam(b1=h.weight, nesterov=True)),
@@ -130,12 +207,62 @@ ENTRIES = [
     E_(("adam",), lambda h: bx.adam(h.lr)),
     E_(("adamw",), lambda h: bx.adamw(h.lr, weight_decay=h.weight)),
     E_(("adamw", "schedule"), lambda h: bx.adamw(schedule(h), weight_decay=h.weight)),
+    E_(("nadam", "nadamw"), lambda h: bx.nadamw(h.lr, weight_decay=h.weight), quick=True),
+    E_(("adamax", "adamaxw", "scale_by_adamax"), lambda h: bx.adamaxw(h.lr, h.weight), quick=True),
+    E_(("amsgrad", "scale_by_amsgrad"), lambda h: bx.amsgrad(h.lr, h.weight, bias_correction_nu=False), quick=True),
+    E_(("radam", "scale_by_radam"), lambda h: bx.radam(h.lr, h.weight, nesterov=True), quick=True),
+    E_(("adabelief", "scale_by_belief"), lambda h: bx.adabelief(h.lr, h.weight, 0.9, 1e-8, 1e-2), quick=True),
+    E_(("yogi", "scale_by_yogi"), lambda h: bx.yogi(h.lr, h.weight), quick=True),
+    E_(("adan", "scale_by_adan"), lambda h: bx.adan(h.lr, h.weight, weight_decay=0.1), quick=True),
+    E_(("adadelta", "scale_by_adadelta"), lambda h: bx.adadelta(h.lr, h.weight, 1e-3), quick=True),
+    E_(
+        ("adafactor", "scale_by_factored_rms", "scale_by_param_block_rms"),
+        lambda h: bx.adafactor(h.lr, 2, momentum=h.weight, weight_decay_rate=0.1, eps=1e-3),
+        exempt=OVER_LEAVES,
+    ),
+    E_(("scale_by_factored_rms", "elementwise"), lambda h: bx.scale_by_factored_rms(False), quick=True),
+    E_(("sm3", "scale_by_sm3"), lambda h: bx.sm3(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("sign_sgd", "scale_by_sign"), lambda h: bx.sign_sgd(h.lr), quick=True),
+    E_(("signum", "ema"), lambda h: bx.signum(h.lr, h.weight), quick=True),
+    E_(("rprop", "scale_by_rprop"), lambda h: bx.rprop(h.lr), quick=True),
+    E_(("lamb", "scale_by_trust_ratio"), lambda h: bx.lamb(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("lars",), lambda h: bx.lars(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("fromage",), lambda h: bx.fromage(schedule(h)), quick=True, exempt=OVER_LEAVES),
+    E_(
+        ("scale_by_param_block_norm",),
+        lambda h: bx.scale_by_param_block_norm(h.weight),
+        quick=True,
+        exempt=OVER_LEAVES,
+    ),
+    E_(
+        ("novograd", "scale_by_novograd"),
+        lambda h: bx.novograd(h.lr, h.weight, weight_decay=0.1),
+        quick=True,
+        exempt=OVER_LEAVES,
+    ),
+    E_(
+        ("optimistic_gradient_descent", "scale_by_optimistic_gradient"),
+        lambda h: bx.optimistic_gradient_descent(h.lr, h.weight, h.mu),
+        quick=True,
+    ),
+    E_(("optimistic_adam",), lambda h: bx.optimistic_adam(h.lr, h.weight), quick=True),
+    E_(("optimistic_adam_v2",), lambda h: bx.optimistic_adam_v2(h.lr, beta=h.weight), quick=True),
+    E_(
+        ("polyak_sgd", "scale_by_polyak"),
+        lambda h: with_value(bx.polyak_sgd(h.weight, f_min=-1.0, variant="sps+")),
+        quick=True,
+        exempt=OVER_ALL,
+    ),
     E_(("rmsprop",), lambda h: bx.rmsprop(h.lr, centered=True, momentum=0.5)),
     E_(("adagrad",), lambda h: bx.adagrad(h.lr)),
     E_(("lion",), lambda h: bx.lion(h.lr)),
     E_(("project",), lambda h: bx.project(h.box), lands="closed"),
     E_(("barrier",), lambda h: bx.barrier(h.box, h.mu), lands="strictly"),
     E_(("barrier", "schedule"), lambda h: bx.barrier(h.box, bx.exponential_decay(h.mu, 10, 0.5)), lands="strictly"),
+    E_(("barrier", "L2Ball"), lambda h: bx.barrier(bx.sets.L2Ball(1.0 + h.weight, None), h.mu), quick=True),
+    E_(
+        ("add_barrier", "L2Ball"), lambda h: bx.add_barrier(bx.sets.L2Ball(1.0 + h.weight, None), h.mu, 0.1), quick=True
+    ),
     E_(("penalize",), lambda h: bx.penalize(h.box, h.weight)),
     E_(("penalize", "exact"), lambda h: bx.penalize(h.box, h.weight, "exact")),
     E_(("penalize", "huber"), lambda h: bx.penalize(h.box, h.weight, "huber", delta=0.5)),
@@ -147,6 +274,10 @@ ENTRIES = [
     E_(("prox", "L1"), lambda h: bx.prox(bx.L1(h.weight))),
     E_(("prox", "L2"), lambda h: bx.prox(bx.L2(h.weight))),
     E_(("prox", "ElasticNet"), lambda h: bx.prox(bx.ElasticNet(h.weight, 0.5))),
+    *(
+        E_(("prox", name), build, quick=True, exempt={"stacked": "leaves, or their last dimension, are vectors"})
+        for name, build in REGULARIZERS.items()
+    ),
     E_(("chain",), lambda h: bx.chain(bx.adam(h.lr), bx.project(h.box)), lands="closed"),
     E_(
         ("chain", "named_chain"),
@@ -166,6 +297,26 @@ ENTRIES = [
         lambda h: bx.chain(bx.adagrad(h.lr), bx.prox(bx.L1(h.weight)), bx.project(h.box)),
         lands="closed",
     ),
+    E_(("projected",), lambda h: bx.projected(bx.sgd(h.lr, momentum=0.5), h.box), lands="closed", quick=True),
+    E_(("projected", "noisy"), lambda h: bx.projected(bx.adam(h.lr), h.box, deterministic=False), "closed", quick=True),
+    E_(("frank_wolfe",), lambda h: bx.frank_wolfe(h.box), lands="closed", quick=True),
+    E_(
+        ("frank_wolfe", "short step"),
+        lambda h: bx.frank_wolfe(h.box, lipschitz=h.weight),
+        lands="closed",
+        exempt={"stacked": "one step for all that it is given"},
+    ),
+    E_(
+        ("mirror",),
+        lambda h: bx.chain(bx.adam(h.lr), bx.mirror(bx.sets.Simplex(h.weight))),
+        quick=True,
+        exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
+    ),
+    E_(
+        ("exponentiated_gradient",),
+        lambda h: bx.exponentiated_gradient(h.lr, bx.sets.Simplex(h.weight)),
+        exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
+    ),
     E_(("masked",), lambda h: bx.masked(bx.adam(h.lr), even_mask)),
     E_(
         ("partition",),
@@ -178,6 +329,74 @@ ENTRIES = [
         ),
         lands="closed",
     ),
+    E_(
+        ("multi_steps", "skip_large_updates", "skip_not_finite"),
+        lambda h: bx.chain(
+            bx.multi_steps(smooth_adam(h.lr), every_two_then_one, True, few_and_finite),
+            bx.project(h.box),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
+    E_(
+        ("apply_if_finite", "skip_nonfinite"),
+        lambda h: bx.apply_if_finite(bx.chain(bx.skip_nonfinite(bx.adam(h.lr)), bx.project(h.box)), 3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("conditionally_transform", "conditionally_mask"),
+        lambda h: bx.chain(
+            bx.conditionally_transform(bx.scale_by_adam(eps_root=0.1), small_first),
+            bx.conditionally_mask(bx.scale_by_learning_rate(h.lr), odd_steps),
+            bx.barrier(h.box, h.mu),
+        ),
+        lands="strictly",
+        quick=True,
+    ),
+    E_(
+        ("freeze_active",),
+        lambda h: bx.chain(
+            bx.freeze_active(bx.chain(bx.scale_by_adam(eps_root=0.1), bx.scale_by_learning_rate(schedule(h))), h.box),
+            bx.project(h.box),
+        ),
+        lands="closed",
+        quick=True,
+        exempt={"counters": "each number counts the updates that it took part in"},
+    ),
+    E_(
+        ("master_weights",),
+        lambda h: bx.master_weights(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("stochastic_rounding",),
+        lambda h: bx.stochastic_rounding(bx.chain(bx.adam(h.lr), bx.project(h.box)), h.box, seed=3),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("inject_hyperparams", "lookahead", "ema_params"),
+        lambda h: bx.chain(
+            bx.lookahead(
+                bx.chain(bx.inject_hyperparams(bx.adam)(schedule(h), b1=h.weight), bx.project(h.box)), 2, h.weight
+            ),
+            bx.ema_params(h.weight),
+        ),
+        lands="closed",
+        quick=True,
+    ),
+    E_(
+        ("inject_hyperparams", "box"),
+        lambda h: bx.chain(
+            bx.inject_hyperparams(bx.adam)(h.lr), bx.inject_hyperparams(bx.project)(h.box), bx.ema_params(None)
+        ),
+        lands="closed",
+        quick=True,
+    ),
+    E_(("packed", "flatten"), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     *[
         E_(names, build, quick=True, exempt=exempt)
         for names, build, exempt in [
@@ -340,6 +559,17 @@ SCHEDULES = {
     "linear_schedule": lambda h: bx.linear_schedule(h.lr, 0.0, 10, 2),
     "cosine_decay_schedule": lambda h: bx.cosine_decay_schedule(h.lr, 10, 0.1, 2.0),
     "exponential_decay": lambda h: bx.exponential_decay(h.lr, 10, 0.5, 2, end_value=0.01),
+    "polynomial_schedule": lambda h: bx.polynomial_schedule(h.lr, 0.0, 1.5, 10, 2),
+    "cosine_onecycle_schedule": lambda h: bx.cosine_onecycle_schedule(12, h.lr),
+    "linear_onecycle_schedule": lambda h: bx.linear_onecycle_schedule(12, h.lr),
+    "join_schedules": lambda h: bx.join_schedules([bx.constant_schedule(h.lr), bx.linear_schedule(h.lr, 0.0, 5)], [4]),
+    "piecewise_constant_schedule": lambda h: bx.piecewise_constant_schedule(h.lr, {7: 0.1, 3: 0.5}),
+    "piecewise_interpolate_schedule": lambda h: bx.piecewise_interpolate_schedule("cosine", h.lr, {7: 0.1, 3: 0.5}),
+    "sgdr_schedule": lambda h: bx.sgdr_schedule(
+        [{"init_value": 0.0, "peak_value": h.lr, "warmup_steps": 2, "decay_steps": 6}] * 2
+    ),
+    "warmup_constant_schedule": lambda h: bx.warmup_constant_schedule(0.0, h.lr, 3),
+    "warmup_exponential_decay_schedule": lambda h: bx.warmup_exponential_decay_schedule(0.0, h.lr, 3, 4, 0.5, 1),
     "warmup_cosine_decay_schedule": lambda h: bx.warmup_cosine_decay_schedule(0.0, h.lr, 3, 10, 0.01),
 }
 
@@ -357,25 +587,66 @@ OTHERS = {
     "L1": "prox",
     "L2": "prox",
     "ElasticNet": "prox",
+    "AddNoiseState": "a state",
+    "ApplyEvery": "a state",
     "CountState": "a state",
+    "EmaState": "a state",
     "EmptyState": "a state",
+    "FactorState": "a state",
+    "FactoredState": "a state",
     "MaskedNode": "a state",
     "MaskedState": "a state",
+    "MonitorState": "a state",
+    "ScaleByAdaDeltaState": "a state",
     "ScaleByAdamState": "a state",
+    "ScaleByAdanState": "a state",
+    "ScaleByAmsgradState": "a state",
+    "ScaleByBeliefState": "a state",
     "ScaleByLionState": "a state",
+    "ScaleByNovogradState": "a state",
+    "ScaleByOptimisticGradientState": "a state",
     "ScaleByRmsState": "a state",
+    "ScaleByRpropState": "a state",
+    "ScaleBySM3State": "a state",
     "ScaleByRssState": "a state",
     "ScaleByStddevState": "a state",
+    "SnapshotState": "a state",
     "TraceState": "a state",
+    "ZeroNansState": "a state",
     "GradientTransformation": "the protocol",
     "apply_updates": "test_exactness.py",
     "finished": "test_combine.py",
     "active": "test_diagnostics.py",
     "is_feasible": "test_diagnostics.py",
     "optimality": "test_diagnostics.py",
+    "fisher_diag": "test_curvature.py",
+    "gauss_newton_product": "test_curvature.py",
+    "hessian_diag": "test_curvature.py",
+    "hutchinson_diag": "test_curvature.py",
+    "hutchinson_trace": "test_curvature.py",
+    "hvp": "test_curvature.py",
+    "incremental_update": "test_wrap.py",
+    "microbatch": "test_wrap.py",
+    "periodic_update": "test_wrap.py",
+    "rademacher_like": "test_curvature.py",
+    "tree_get": "test_state_access.py",
+    "tree_get_all": "test_state_access.py",
+    "tree_map_params": "test_state_access.py",
+    "tree_set": "test_state_access.py",
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
+    "frank_wolfe_gap": "test_feasible_steps.py",
+    "ApplyIfFiniteState": "a state",
+    "ConditionallyMaskState": "a state",
+    "ConditionallyTransformState": "a state",
+    "EmaParamsState": "a state",
+    "FreezeActiveState": "a state",
+    "InjectHyperparamsState": "a state",
+    "LookaheadState": "a state",
+    "MasterWeightsState": "a state",
+    "MultiStepsState": "a state",
+    "StochasticRoundingState": "a state",
     "ScaleByDistanceOverGradientsState": "a state",
     "BacktrackingLinesearchInfo": "a state",
     "ScaleByBacktrackingLinesearchState": "a state",
@@ -385,6 +656,7 @@ OTHERS = {
     "contrib": "a module",
     "diagnostics": "a module",
     "optimizers": "a module",
+    "regularizers": "a module",
     "schedules": "a module",
     "sets": "a module",
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
@@ -62,11 +64,20 @@ class GradientTransformation(NamedTuple):
             parameters; unchanged unless given.
 
     A transformation pickles if its functions do: make them module-level functions, bound with ``functools.partial``.
+    Its ``repr`` reads off their names and what is bound.
+
+    Example:
+        >>> import boxopt as bx
+        >>> bx.chain(bx.trace(0.9), bx.scale(-0.1), bx.project(bx.Box(0.0, 1.0)))
+        chain(trace(decay=0.9), scale(factor=-0.1, sign=1), project(constraint=Box(lower=0.0, upper=1.0)))
     """
 
     init: InitFunction
     update: UpdateFunction
     step_size: StepSizeFunction = unchanged
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +112,12 @@ def is_elementwise(transformation: GradientTransformation) -> bool:
     return declared and all(getattr(value, "separable", True) for value in bound)
 
 
+def lets_through(update: F) -> F:
+    """Declare that an update function returns its updates unchanged, so that it may stand anywhere in a chain."""
+    update.lets_through = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
 class EmptyState(NamedTuple):
     """The state of a transformation that keeps nothing."""
 
@@ -128,14 +145,15 @@ def identity() -> GradientTransformation:
     return GradientTransformation(no_state, _identity_update)
 
 
+@lets_through
 @elementwise
 def _identity_update(updates: P, state: Any, params: P) -> tuple[P, Any]:
     return updates, state
 
 
 def is_identity(transformation: GradientTransformation) -> bool:
-    """Whether this is `identity`, which may stand anywhere in a chain."""
-    return transformation.update is _identity_update
+    """Whether this lets its updates through unchanged, as `identity` does, and so may stand anywhere in a chain."""
+    return getattr(getattr(transformation.update, "func", transformation.update), "lets_through", False)
 
 
 def stateless(function: Callable[[P, P], P]) -> GradientTransformation:
@@ -205,19 +223,95 @@ def members(transformation: GradientTransformation) -> Iterator[GradientTransfor
 def accepted(transformation: GradientTransformation) -> frozenset[str] | None:
     """The names of the keyword arguments that an update takes; None if it takes any.
 
-    A combinator's update has ``**extra`` and passes on what its members take. A function of the user's with ``**extra``
-    takes anything.
+    A combinator's update has ``**extra`` and passes on what its members take, and what is bound as ``also_takes``. A
+    function of the user's with ``**extra`` takes anything.
     """
     update = transformation.update
     bound = update.keywords if isinstance(update, partial) else {}
-    named = [p for p in inspect.signature(update).parameters.values() if p.name not in bound]
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
-        return frozenset(parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY)
-    names: set[str] = set()
+    own = _keyword_arguments(update)
+    if own is not None:
+        return own
     inner = tuple(members(transformation))
-    for member in inner:
-        taken = accepted(member)
-        if taken is None:
+    taken = [accepted(member) for member in inner] + [bound.get("also_takes", frozenset())]
+    if not inner or None in taken:
+        return None
+    return frozenset().union(*(names for names in taken if names is not None))
+
+
+def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The names of the keyword-only arguments of a function that are not bound; None if it takes any."""
+    bound: set[str] = set()
+    while isinstance(function, partial):
+        bound.update(function.keywords)
+        function = function.func
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
+        # What the signature says, without making one: under compile that takes longer than tracing the step.
+        code = function.__code__
+        if code.co_flags & inspect.CO_VARKEYWORDS:
             return None
-        names |= taken
-    return frozenset(names) if inner else None
+        return frozenset(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]) - bound
+    named = [p for p in inspect.signature(function).parameters.values() if p.name not in bound]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named):
+        return None
+    return frozenset(parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def describe(value: Any) -> str:
+    """How a transformation, a schedule or a hyperparameter reads: the name of what made it, and what is bound."""
+    function = value.update if isinstance(value, GradientTransformation) else value
+    if isinstance(function, Tensor):
+        return repr(function) if function.ndim == 0 else f"Tensor{list(function.shape)}"
+    if not callable(function) or isinstance(function, type):
+        return repr(function)
+    bound = function.keywords if isinstance(function, partial) else {}
+    plain = function.func if isinstance(function, partial) else function
+    if not isinstance(plain, FunctionType):
+        return repr(plain)
+    name = _public_name(plain)
+    if name == "on_leaves":
+        return describe(bound["transformation"])
+    if plain is function and plain.__name__ == name:
+        return name  # a function of the user's
+    if isinstance(value, GradientTransformation) and isinstance(value.init, partial):
+        known = [id(argument) for argument in bound.values()]
+        bound = bound | {key: given for key, given in value.init.keywords.items() if id(given) not in known}
+    return f"{'named_' if bound.get('names') else ''}{name}({', '.join(_arguments(bound))})"
+
+
+def _arguments(bound: dict[str, Any]) -> Iterator[str]:
+    names = bound.get("names")
+    for key, value in bound.items():
+        if isinstance(value, GradientTransformation):
+            yield describe(value)
+        elif isinstance(value, tuple) and value and all(isinstance(item, GradientTransformation) for item in value):
+            texts = [describe(item) for item in value]
+            yield from (f"({name!r}, {text})" for name, text in zip(names, texts, strict=True)) if names else texts
+        elif not _is_inner(key, value):
+            yield f"{key}={describe(value)}"
+
+
+_WORKED_OUT = ("names", "taken", "takes", "also_takes", "arguments", "hyperparams", "schedules")
+
+
+def _is_inner(key: str, value: Any) -> bool:
+    """Whether a bound argument is not worth a mention: left out, or worked out from the others."""
+    return value is None or value is False or key in _WORKED_OUT
+
+
+def _public_name(function: FunctionType) -> str:
+    """The name of the public function, of the same module, that binds this one: that of ``_adam_update`` is
+    ``scale_by_adam``.
+    """
+    base = function.__name__.strip("_").removesuffix("_update")
+    module = sys.modules.get(function.__module__)
+    public = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType) and value.__module__ == function.__module__ and not name.startswith("_")
+    ]
+    fitting = (
+        [name for name in public if name in (base, f"scale_by_{base}")],
+        [name for name in public if name.startswith(f"{base}_")],
+        [name for name in public if base.startswith(f"{name}_")],
+    )
+    return next((names[0] for names in fitting if names), base)

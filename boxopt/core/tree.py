@@ -43,6 +43,7 @@ def register(*fields: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], 
                 object.__setattr__(node, field, child)
             return node
 
+        cls.child_names = fields  # pyright: ignore[reportAttributeAccessIssue]
         torch_pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"boxopt.{cls.__qualname__}")
         return cls
 
@@ -74,6 +75,18 @@ def flatten(tree: PyTree) -> tuple[list[Any], Any]:
 def unflatten(structure: Any, leaves: Iterable[Any]) -> PyTree:
     """The tree of this structure with these leaves."""
     return next(iter(leaves)) if structure is _LEAF else structure.unflatten(leaves)
+
+
+def ranks(tree: PyTree) -> PyTree:
+    """The tree with the number of each leaf in its place, counted with the keys of dicts sorted, as in JAX.
+
+    So it does not depend on the order in which a dict was filled, as the order of `leaves` does.
+    """
+    count, structure = len(leaves(tree)), flatten(tree)[1]
+    in_order = optree.tree_leaves(unflatten(structure, list(range(count))))  # other namespaces sort keys
+    if len(in_order) != count:  # and do not know the nodes that are registered in torch's
+        in_order = list(range(count))
+    return unflatten(structure, [in_order.index(place) for place in range(count)])
 
 
 def leaves_of(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[Any]:

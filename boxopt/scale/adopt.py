@@ -14,7 +14,7 @@ from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.adam import ScaleByAdamState
 from boxopt.scale.moments import map_wide, safe_sqrt, zeros_like
-from boxopt.scale.norms import maximum
+from boxopt.scale.scalars import maximum
 
 
 def fourth_root(count: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import zeros_like
-from boxopt.scale.norms import inner, maximum, minimum, scalar_like, scaled, step_size_times
+from boxopt.scale.scalars import inner, maximum, minimum, scalar_like, scaled, step_size_times
 
 
 class BacktrackingLinesearchInfo(NamedTuple):

@@ -10,7 +10,7 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import full_like, map_wide, zeros_like
-from boxopt.scale.norms import maximum
+from boxopt.scale.scalars import maximum
 
 
 class COCOBState(NamedTuple):

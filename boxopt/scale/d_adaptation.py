@@ -12,7 +12,7 @@ from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import current, latest, zero_count
 from boxopt.scale.moments import bias_correction, map_wide, safe_sqrt, zeros_like
-from boxopt.scale.norms import inner, maximum, ratio, scalar_like
+from boxopt.scale.scalars import inner, maximum, ratio, scalar_like
 
 
 class DAdaptAdamWState(NamedTuple):

@@ -12,7 +12,7 @@ from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import safe_sqrt
-from boxopt.scale.norms import maximum, norm, scalar_like, scaled, squared_distance, squared_norm, step_size_times
+from boxopt.scale.scalars import maximum, norm, scalar_like, scaled, squared_distance, squared_norm, step_size_times
 
 
 class DoGState(NamedTuple):

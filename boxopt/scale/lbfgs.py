@@ -13,7 +13,7 @@ from boxopt.core.transform import GradientTransformation, bind, identity
 from boxopt.core.types import P, ScalarOrSchedule
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import map_wide, zeros_like
-from boxopt.scale.norms import inner, ratio, scalar_like, scaled, squared_norm
+from boxopt.scale.scalars import inner, ratio, scalar_like, scaled, squared_norm
 from boxopt.scale.scale import scale, scale_by_learning_rate
 from boxopt.scale.zoom import scale_by_zoom_linesearch
 

@@ -14,7 +14,7 @@ from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import map_wide, safe_sqrt
-from boxopt.scale.norms import inner, maximum, norm, scalar_like, step_size_times
+from boxopt.scale.scalars import inner, maximum, norm, scalar_like, step_size_times
 
 
 class MechanicState(NamedTuple):

@@ -12,7 +12,7 @@ from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import current, zero_count
 from boxopt.scale.moments import bias_correction, map_wide, safe_sqrt, update_moment, zeros_like
-from boxopt.scale.norms import inner, maximum, minimum, scalar_like, squared_norm, step_size_times
+from boxopt.scale.scalars import inner, maximum, minimum, scalar_like, squared_norm, step_size_times
 
 _SMALL = torch.finfo(torch.float64).eps
 

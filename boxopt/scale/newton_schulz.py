@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boxopt.core import exact
 from boxopt.scale.moments import safe_sqrt
-from boxopt.scale.norms import maximum
+from boxopt.scale.scalars import maximum
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
 

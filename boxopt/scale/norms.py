@@ -1,87 +1,73 @@
-"""Inner products and norms over all leaves, and the scalars that parameter-free methods keep in their states.
-
-A scalar of a state has the widest dtype among the parameters, float32 where they have 16 bits.
-"""
+"""Norms of leaves and of trees, 0 at 0 with derivative 0, and factors of whole leaves that a state remembers."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.scale.moments import safe_sqrt
+from boxopt.core.types import Scalar
+from boxopt.scale.moments import multiply_step_size, safe_sqrt
 
 
-def scalar_like(params: Any, value: Any) -> Tensor:
-    """A number as a scalar of a state."""
-    dtypes = [torch.float32 if exact.is_narrow(leaf.dtype) else leaf.dtype for leaf in tree.leaves(params)]
-    dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-    if isinstance(value, Tensor):
-        return value.to(dtype=dtype, device=tree.device_of(params)).clone()
-    return torch.full((), value, dtype=dtype, device=tree.device_of(params))
+def root(square: Tensor) -> Tensor:
+    """The root of a number that is not negative: exactly 0 at 0, with derivative 0."""
+    return torch.where(square > 0, safe_sqrt(square), 0.0)
 
 
-def inner(one: Any, other: Any) -> Tensor:
-    """The inner product of two trees."""
-
-    def product(x: Tensor, y: Tensor) -> Tensor:
-        x = exact.wide(x)
-        return (x * exact.like(y, x)).sum()
-
-    return tree.reduce(torch.add, tree.map(product, one, other))
+def norm(x: Tensor) -> Tensor:
+    """The Euclidean norm of a leaf, in the dtype for arithmetic."""
+    return root(exact.wide(x).square().sum())
 
 
-def squared_norm(values: Any) -> Tensor:
-    """The sum of all squares."""
-    return tree.reduce(torch.add, tree.map(lambda x: exact.wide(x).square().sum(), values))
+def root_mean_square(x: Tensor) -> Tensor:
+    """The root of the mean square of a leaf, in the dtype for arithmetic; 0 for a leaf without elements."""
+    return root(exact.wide(x).square().sum() / max(x.numel(), 1))
 
 
-def norm(values: Any) -> Tensor:
-    """The Euclidean norm of a tree; its derivative at 0 is 0."""
-    return safe_sqrt(squared_norm(values))
+def squared_global_norm(updates: Any) -> Tensor:
+    """The sum of the squares of all numbers in a tree."""
+    return tree.reduce(torch.add, tree.map(lambda u: exact.wide(u).square().sum(), updates))
 
 
-def squared_distance(one: Any, other: Any) -> Tensor:
-    """The square of the Euclidean distance of two trees."""
-    return squared_norm(tree.map(lambda x, y: exact.wide(x) - exact.wide(y), one, other))
+def at_least(value: Tensor, least: Scalar) -> Tensor:
+    """The larger of the two; a value at or below ``least`` has no derivative."""
+    return torch.where(value <= exact.like(least, value), exact.as_tensor(least, value), value)
 
 
-def maximum(one: Tensor, other: Any) -> Tensor:
-    """The larger of two; at a tie it has the derivative of the first, where that of ``torch.maximum`` is halved."""
-    return torch.where(one >= other, one, exact.like(other, one))
+class FactorState(NamedTuple):
+    """The state of a transformation that multiplies leaves by numbers: ``factor``, those of the last update.
+
+    It is there for the step size, which is multiplied by them too.
+    """
+
+    factor: Any
 
 
-def minimum(one: Tensor, other: Any) -> Tensor:
-    """The smaller of two; at a tie it has the derivative of the first."""
-    return torch.where(one <= other, one, exact.like(other, one))
+def init_factors(params: Any) -> FactorState:
+    """A factor for each leaf."""
+    tree.check_parameters(params)
+    return FactorState(tree.map(lambda x: torch.ones((), dtype=exact.wide(x).dtype, device=x.device), params))
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 with derivative 0 where the denominator is 0."""
-    nonzero = denominator != 0
-    return torch.where(nonzero, numerator / torch.where(nonzero, denominator, 1.0), 0.0)
+def init_factor(params: Any) -> FactorState:
+    """One factor for all leaves, in the dtype of their norm."""
+    tree.check_parameters(params)
+    return FactorState(torch.ones_like(squared_global_norm(params)))
 
 
-def scaled(values: Any, factor: Any) -> Any:
-    """A tree times one number."""
-    one = exact.cast_once(factor)
+def multiply(updates: Any, factors: Any) -> Any:
+    """The updates times a factor, or a factor for each leaf, in the dtype for arithmetic."""
 
-    def multiply(x: Tensor) -> Tensor:
-        w = exact.wide(x)
-        return exact.like(w * one(w), x)
+    def times(u: Tensor, factor: Tensor) -> Tensor:
+        wide = exact.wide(u)
+        return exact.like(wide * exact.like(factor, wide), u)
 
-    return tree.map(multiply, values)
-
-
-def step_size_times(step_size: Any, factor: Tensor) -> Any:
-    """The step size, a number, tensor or prefix, times a scalar."""
-    return tree.map_prefix(
-        lambda size: exact.like(factor, size) * size if _has_dimensions(size) else factor * size, step_size
-    )
+    return tree.map(times, updates, tree.expand(factors, updates))
 
 
-def _has_dimensions(size: Any) -> bool:
-    return isinstance(size, Tensor) and size.ndim > 0
+def factor_step_size(state: FactorState, step_size: Any) -> Any:
+    """The step size times the factors."""
+    return multiply_step_size(state.factor, step_size)

@@ -11,7 +11,7 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import is_true, zero_count
-from boxopt.scale.norms import maximum, scalar_like, scaled, step_size_times
+from boxopt.scale.scalars import maximum, scalar_like, scaled, step_size_times
 
 
 class ReduceLROnPlateauState(NamedTuple):

@@ -13,7 +13,7 @@ from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import map_wide
-from boxopt.scale.norms import maximum, ratio, scalar_like, step_size_times
+from boxopt.scale.scalars import maximum, ratio, scalar_like, step_size_times
 
 
 class ScheduleFreeState(NamedTuple):

@@ -14,7 +14,7 @@ from boxopt.core.transform import EmptyState, GradientTransformation, apply_upda
 from boxopt.core.types import P
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import map_wide
-from boxopt.scale.norms import scaled, squared_norm
+from boxopt.scale.scalars import scaled, squared_norm
 
 
 def normalize() -> GradientTransformation:

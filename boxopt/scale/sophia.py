@@ -14,7 +14,7 @@ from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import bias_correction, map_wide, update_moment, zeros_like
-from boxopt.scale.norms import inner, maximum
+from boxopt.scale.scalars import inner, maximum
 
 
 class HutchinsonState(NamedTuple):

@@ -14,7 +14,7 @@ from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.backtracking import along_line, learning_rate_step_size, value_and_gradient_after
 from boxopt.scale.moments import zeros_like
-from boxopt.scale.norms import inner, scalar_like, scaled
+from boxopt.scale.scalars import inner, scalar_like, scaled
 
 
 class ZoomLinesearchInfo(NamedTuple):

@@ -1,8 +1,9 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
 **Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
-of a step size that varies over the entries there is none: `_METRIC_STEPS` steps of accelerated projected gradient, the
-last of which ends in the set, come near it; the wider the range of step sizes, the less near.
+of a step size that varies over the entries there is none. With κ the ratio of the largest step size to the least, each
+step of accelerated projected gradient comes nearer by the factor $1 - 1/\sqrt\kappa$; at most `_METRIC_STEPS` are
+taken. Derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more steps from the solution.
 
 **Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
 """
@@ -17,15 +18,23 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
-from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
+from boxopt.sets.interior import shortened
+from boxopt.sets.log_determinant import (
+    prox_log_determinant,
+    relaxed_log_determinant,
+    relaxed_log_determinant_gradient,
+)
+from boxopt.sets.spectral import basis_of, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
 from boxopt.sets.vectors import normalized, precise
 
 P = TypeVar("P")
 
-_METRIC_STEPS = 100
+_METRIC_STEPS = 500
+_METRIC_DERIVATIVE_STEPS = 6
 
 
 class MatrixSet(ConstraintSet):
@@ -35,6 +44,7 @@ class MatrixSet(ConstraintSet):
     square: ClassVar[bool] = False
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        """The nearest matrix, [..., m, n]; numbers are of shape [...]."""
         raise NotImplementedError
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
@@ -57,12 +67,27 @@ class MatrixSet(ConstraintSet):
             wide = exact.wide(leaf)
             hyper = [exact.as_tensor(number, wide) for number in numbers]
             if isinstance(step, Tensor) and step.ndim:
-                result = _in_metric(lambda z: self._project(z, *hyper), wide, exact.like(step, wide))
+                result = self._in_metric(wide, exact.like(step, wide), *hyper)
             else:
                 result = self._project(wide, *hyper)
             return self._rounded(result, leaf)
 
         return self._map(project_leaf, x, tree.expand(step_size, x))
+
+    def _in_metric(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
+        """The projection in the metric 1/step: the minimizer over the set of Σ (x − y)²/step."""
+        weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
+        weight = weight / weight.detach().amax((-2, -1), keepdim=True)
+        radius = hyper[0].expand(y.shape[:-2])[..., None, None] if hyper else y.new_ones((*y.shape[:-2], 1, 1))
+        kind = type(self).__name__
+        point = _search_in_metric(y.detach(), weight.detach(), radius.detach(), kind)
+        if exact.is_constant(y, step, *hyper):
+            return point
+        ahead, rate = point, _momentum(weight.detach())
+        for _ in range(_METRIC_DERIVATIVE_STEPS):
+            following = self._project(ahead - weight * (ahead - y), *hyper)
+            ahead, point = following + rate * (following - point), following
+        return point
 
     def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
         return result.to(leaf.dtype)
@@ -98,6 +123,8 @@ class PSD(MatrixSet):
 
     **Derivative.** Eigenvalues of exactly 0 count as negative.
 
+    **Barrier.** −log det X: see `boxopt.sets.log_determinant`. ``relax`` is in the units of eigenvalues.
+
     Example:
         >>> import torch, boxopt as bx
         >>> bx.sets.PSD().project(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
@@ -122,6 +149,58 @@ class PSD(MatrixSet):
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         least = torch.linalg.eigvalsh(symmetric(x))[..., 0]
         return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        if not strictly:
+            return super().land(params, target)
+
+        def land_leaf(leaf: Tensor, goal: Tensor) -> Tensor:
+            error = (_rounding(leaf) + _rounding(goal)).to(leaf.dtype)
+            update = goal - leaf
+            sum_ = precise(exact.rounded(leaf.detach() + exact.rounded(update)))
+            raised = update + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
+            return shortened(leaf, torch.where(_is_definite(sum_), update, raised), _is_definite)
+
+        return tree.map(land_leaf, params, target)
+
+    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
+        def value(leaf: Tensor) -> Tensor:
+            x = symmetric(precise(leaf))
+            return relaxed_log_determinant(x, exact.as_tensor(relax, x)).sum().to(leaf.dtype)
+
+        return tree.reduce(torch.add, tree.map(value, x))
+
+    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
+        def slope(leaf: Tensor) -> Tensor:
+            x = symmetric(precise(leaf))
+            return relaxed_log_determinant_gradient(x, exact.as_tensor(relax, x)).to(leaf.dtype)
+
+        return tree.map(slope, x)
+
+    def prox_barrier(self, y: P, tau: Any) -> P:
+        def solve(leaf: Tensor, weight: Any) -> Tensor:
+            candidate = precise(leaf)
+            weight = exact.as_tensor(weight, candidate)
+            weight = weight.expand(leaf.shape) if weight.ndim else weight[..., None, None]
+            result = prox_log_determinant(candidate, weight)
+            nearest = result.to(leaf.dtype)
+            definite = _is_definite(precise(exact.rounded(nearest)))
+            error = _rounding(result, leaf.dtype)
+            raised = result + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
+            return torch.where(definite, nearest, raised.to(leaf.dtype))
+
+        return tree.map(solve, y, tree.expand(tau, y))
+
+
+def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """More than each matrix's eigenvalues may change by when its entries are rounded, [...], in float64."""
+    info = torch.finfo(x.dtype if dtype is None else dtype)
+    return info.eps * (torch.linalg.matrix_norm(precise(x.detach())) + 2 * x.shape[-1] * info.tiny)
+
+
+def _is_definite(x: Tensor) -> Tensor:
+    """Whether each matrix is positive definite, [..., 1, 1]."""
+    return (torch.linalg.eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +277,7 @@ class SpectralBall(_MatrixBall):
         """−r·U·Vᵀ, of the gradient's singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * (left @ right)
+            return -(radius[..., None, None] if radius.ndim else radius) * Stiefel()._project(gradient)
 
         return self._each(opposite, gradients)
 
@@ -258,8 +336,7 @@ class NuclearBall(_MatrixBall):
         """−r·u₁v₁ᵀ, of the gradient's leading singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * left[..., :, :1] @ right[..., :1, :]
+            return -(radius[..., None, None] if radius.ndim else radius) * leading_pair(gradient)
 
         return self._each(opposite, gradients)
 
@@ -325,15 +402,25 @@ def _polar_with_graph(x: Tensor, polar: Tensor, values: Tensor, right: Tensor) -
     return polar
 
 
-def _in_metric(project: Callable[[Tensor], Tensor], y: Tensor, step: Tensor) -> Tensor:
-    """The projection of y in the metric 1/step, by accelerated projected gradient."""
-    weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
-    weight = weight / weight.detach().amax((-2, -1), keepdim=True)
-    point = project(y)
-    ahead, momentum = point, 1.0
+def _momentum(weight: Tensor) -> Tensor:
+    """Nesterov's for a strongly convex quadratic of condition 1/min(weight), the largest weight being 1."""
+    root = weight.amin((-2, -1), keepdim=True).sqrt()
+    return (1 - root) / (1 + root)
+
+
+@search("matrix_in_metric")
+def _search_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> Tensor:
+    members = _BY_NAME[kind]()
+    hyper = (radius[..., 0, 0],) if members.numbers else ()
+    rate = _momentum(weight)
+    ahead = point = members._project(y, *hyper)
     for _ in range(_METRIC_STEPS):
-        following = project(ahead - weight * (ahead - y))
-        next_momentum = (1 + (1 + 4 * momentum * momentum) ** 0.5) / 2
-        ahead = following + (momentum - 1) / next_momentum * (following - point)
-        point, momentum = following, next_momentum
+        following = members._project(ahead - weight * (ahead - y), *hyper)
+        move = following - point
+        ahead, point = following + rate * move, following
+        if may_stop(y) and bool(move.abs().amax() <= 4 * torch.finfo(y.dtype).eps * point.abs().amax()):
+            break
     return point
+
+
+_BY_NAME: dict[str, type[MatrixSet]] = {kind.__name__: kind for kind in (PSD, SpectralBall, NuclearBall, Stiefel)}

@@ -1,19 +1,15 @@
-"""Schedules: from the number of updates made so far, an integer tensor, to a value, a float64 tensor.
-
-They are functions of tensors without branches, so that a compiled step is not compiled again as the count grows, and
-each vmapped member may have its own numbers.
-"""
+"""Schedules that go from one value to another: constant, polynomial, linear, cosine, exponential."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from boxopt.core.transform import bind
 from boxopt.core.types import Scalar, Schedule
+from boxopt.schedules.counts import check_steps, fraction, real, tensor_like
 
 
 def constant_schedule(value: Scalar) -> Schedule:
@@ -31,7 +27,47 @@ def constant_schedule(value: Scalar) -> Schedule:
 
 
 def _constant(count: Tensor, *, value: Scalar) -> Tensor:
-    return _real(count) * 0 + value
+    return real(count) * 0 + value
+
+
+def polynomial_schedule(
+    init_value: Scalar, end_value: Scalar, power: Scalar, transition_steps: Scalar, transition_begin: Scalar = 0
+) -> Schedule:
+    r"""A power of a straight line from one value to another, constant before and after.
+
+    $$ (v_0 - v_1)\,\bigl(1 - (t - B)/T\bigr)^p + v_1, \quad B \le t \le B + T $$
+
+    Args:
+        init_value: v₀, the value until ``transition_begin``.
+        end_value: v₁, the value from ``transition_begin + transition_steps`` on.
+        power: p.
+        transition_steps: T, the length of the transition, in updates.
+        transition_begin: B, the update at which it begins.
+
+    Raises:
+        ValueError: ``transition_steps`` is not positive; optax then stays at ``init_value``.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> bx.polynomial_schedule(1.0, 0.0, power=2, transition_steps=10)(torch.tensor(5))
+        tensor(0.2500, dtype=torch.float64)
+
+    Source:
+        `optax.polynomial_schedule`.
+    """
+    check_steps("transition_steps", transition_steps)
+    return bind(
+        _polynomial, start=init_value, end=end_value, power=power, steps=transition_steps, begin=transition_begin
+    )
+
+
+def _polynomial(count: Tensor, *, start: Scalar, end: Scalar, power: Scalar, steps: Scalar, begin: Scalar) -> Tensor:
+    left = 1 - fraction(real(count) - _not_negative(begin), steps)
+    return (start - end) * left ** tensor_like(power, left) + end
+
+
+def _not_negative(begin: Scalar) -> Scalar:
+    return begin.clamp_min(0) if isinstance(begin, Tensor) else max(begin, 0)
 
 
 def linear_schedule(
@@ -53,12 +89,12 @@ def linear_schedule(
     Source:
         `optax.linear_schedule`.
     """
-    _check_steps("transition_steps", transition_steps)
+    check_steps("transition_steps", transition_steps)
     return bind(_linear, start=init_value, end=end_value, steps=transition_steps, begin=transition_begin)
 
 
 def _linear(count: Tensor, *, start: Scalar, end: Scalar, steps: Scalar, begin: Scalar) -> Tensor:
-    passed = _fraction(_real(count) - begin, steps)
+    passed = fraction(real(count) - _not_negative(begin), steps)
     return (start - end) * (1 - passed) + end
 
 
@@ -84,12 +120,12 @@ def cosine_decay_schedule(
         I. Loshchilov and F. Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017;
         `optax.cosine_decay_schedule`.
     """
-    _check_steps("decay_steps", decay_steps)
+    check_steps("decay_steps", decay_steps)
     return bind(_cosine, start=init_value, steps=decay_steps, alpha=alpha, exponent=exponent)
 
 
 def _cosine(count: Tensor, *, start: Scalar, steps: Scalar, alpha: Scalar, exponent: Scalar) -> Tensor:
-    falling = (1 + torch.cos(math.pi * _fraction(_real(count), steps))) / 2
+    falling = (1 + torch.cos(math.pi * fraction(real(count), steps))) / 2
     return start * ((1 - alpha) * falling**exponent + alpha)
 
 
@@ -119,7 +155,7 @@ def exponential_decay(
     Source:
         `optax.exponential_decay`.
     """
-    _check_steps("transition_steps", transition_steps)
+    check_steps("transition_steps", transition_steps)
     return bind(
         _exponential,
         start=init_value,
@@ -141,82 +177,12 @@ def _exponential(
     staircase: bool,
     end: Scalar | None,
 ) -> Tensor:
-    passed = (_real(count) - begin) / steps
+    passed = (real(count) - _not_negative(begin)) / steps
     passed = torch.floor(passed) if staircase else passed
     passed = torch.where(passed > 0, passed, 0.0)
-    rate = _tensor(rate, passed)
+    rate = tensor_like(rate, passed)
     value = start * rate**passed
     if end is None:
         return value
-    end = _tensor(end, value)
+    end = tensor_like(end, value)
     return torch.where(rate < 1, torch.maximum(value, end), torch.minimum(value, end))
-
-
-def warmup_cosine_decay_schedule(
-    init_value: Scalar,
-    peak_value: Scalar,
-    warmup_steps: Scalar,
-    decay_steps: Scalar,
-    end_value: Scalar = 0.0,
-    exponent: Scalar = 1.0,
-) -> Schedule:
-    """A straight line up to a peak, then half a cosine down.
-
-    Args:
-        init_value: The first value.
-        peak_value: The value after the warm-up.
-        warmup_steps: The length of the warm-up, in updates.
-        decay_steps: The length of the whole, the warm-up included.
-        end_value: The last value.
-        exponent: The power of the cosine.
-
-    Example:
-        >>> import torch, boxopt as bx
-        >>> schedule = bx.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=10, decay_steps=30)
-        >>> [float(schedule(torch.tensor(step))) for step in (0, 5, 10, 20)]
-        [0.0, 0.5, 1.0, 0.5]
-
-    Source:
-        `optax.warmup_cosine_decay_schedule`.
-    """
-    _check_steps("decay_steps - warmup_steps", decay_steps - warmup_steps)
-    return bind(
-        _warmup_cosine,
-        start=init_value,
-        peak=peak_value,
-        warmup=warmup_steps,
-        steps=decay_steps,
-        end=end_value,
-        exponent=exponent,
-    )
-
-
-def _warmup_cosine(
-    count: Tensor, *, start: Scalar, peak: Scalar, warmup: Scalar, steps: Scalar, end: Scalar, exponent: Scalar
-) -> Tensor:
-    t = _real(count)
-    rising = start + (peak - start) * _fraction(t, warmup)
-    falling = ((1 + torch.cos(math.pi * _fraction(t - warmup, steps - warmup))) / 2) ** exponent
-    return torch.where(t < warmup, rising, end + (peak - end) * falling)
-
-
-def _real(count: Any) -> Tensor:
-    count = torch.as_tensor(count)
-    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
-
-
-def _tensor(value: Scalar, x: Tensor) -> Tensor:
-    return value.to(x) if isinstance(value, Tensor) else torch.full_like(x, value)
-
-
-def _fraction(passed: Tensor, steps: Scalar) -> Tensor:
-    """passed/steps held in [0, 1]; 1 where there are no steps."""
-    steps = _tensor(steps, passed)
-    share = passed / torch.where(steps > 0, steps, 1.0)
-    share = torch.where(share < 0, 0.0, torch.where(share > 1, 1.0, share))
-    return torch.where(steps > 0, share, 1.0)
-
-
-def _check_steps(name: str, steps: Any) -> None:
-    if not isinstance(steps, Tensor) and not steps > 0:
-        raise ValueError(f"{name} is positive, got {steps!r}")
