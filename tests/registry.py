@@ -477,7 +477,7 @@ ENTRIES = [
             (("contrib.schedule_free_sgd",), lambda h: bx.contrib.schedule_free_sgd(h.lr, 5, h.weight, 0.1), {}),
             (("contrib.schedule_free_adamw",), lambda h: bx.contrib.schedule_free_adamw(h.lr, 5, h.weight), {}),
             (
-                ("contrib.sophia", "hutchinson_estimator_diag_hessian"),
+                ("contrib.sophia", "scale_by_sophia", "hutchinson_estimator_diag_hessian"),
                 lambda h: told(bx.contrib.sophia(h.lr, gamma=h.weight, clip_threshold=2.0, eps=h.mu), "obj_fn"),
                 {"stacked": "the random signs of a stack are others than those of its members"},
             ),

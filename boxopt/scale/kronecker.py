@@ -61,8 +61,8 @@ def update_moments(moments: Any, x: Tensor, size: int, decay: Scalar | None, *, 
 def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     r"""$(A + \epsilon)^{-1/p}$ of a positive semidefinite matrix, by its eigenvalues.
 
-    Derivatives of eigenvectors are infinite where eigenvalues coincide, as at zero gradients; the root's are not.
-    So the decomposition is a constant, and where derivatives may be asked for, two steps of the chord method for
+    Derivatives of eigenvectors are infinite where eigenvalues coincide, as at zero gradients; the root's are not. So
+    the decomposition is a constant, and where derivatives may be asked for, two steps of the chord method for
     $Y^p = A + \epsilon$ from its solution carry them to second order: in the basis of eigenvectors, the equation's
     derivative is a multiplication of each element by $\sum_k \mu_i^k \mu_j^{p-1-k}$, with $\mu^p$ the eigenvalues.
     """
