@@ -142,9 +142,10 @@ def test_lookahead_is_optax_s():
             theirs = optax.LookaheadParams.init_synced(jax.tree.map(jax.numpy.asarray, START))
             tx, params = bx.lookahead(bx.adam(0.1), 3, 0.4, reset), {k: torch.tensor(v) for k, v in START.items()}
             peer_state, state = peer.init(theirs), tx.init(params)
+            peer_update = jax.jit(peer.update)
             for step in range(STEPS):
                 draw = finite_gradients(step)
-                updates, peer_state = peer.update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
+                updates, peer_state = peer_update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
                 theirs = optax.apply_updates(theirs, updates)
                 updates, state = tx.update({k: torch.tensor(v) for k, v in draw.items()}, state, params)
                 params = bx.apply_updates(params, updates)
@@ -201,7 +202,7 @@ def test_hyperparameters_are_batched_differentiated_and_set_without_recompilatio
     assert slope == -3
     compiled = torch.compile(tx.update, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rate, upper in ((0.1, 0.75), (0.2, 0.35), (0.3, 0.15)):
+        for rate, upper in ((0.1, 0.75), (0.3, 0.15)):
             state = bx.tree_set(state, learning_rate=rate, upper=upper)
             updates, _ = compiled(torch.tensor([1.0, 2.0]), state, params)
             assert torch.equal(bx.apply_updates(params, updates), after(state))
@@ -361,7 +362,7 @@ def test_masters_are_a_float32_run_and_parameters_follow_in_the_box(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_box(dtype):
     """Steps far below the resolution, which rounding to nearest would lose."""
-    box, count = bx.Box(-1.01, 0.7), 40_000
+    box, count = bx.Box(-1.01, 0.7), 10_000
     tx = bx.stochastic_rounding(bx.chain(bx.sgd(1e-5), bx.project(box)), box)
     for start, slope in ((0.5, 1.0), (0.25, -3.0), (-0.6, -0.5)):
         params = torch.full((count,), start, dtype=dtype)
