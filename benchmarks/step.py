@@ -1,6 +1,6 @@
 """One bounded Adam step with the gradients given, against every peer on this machine and the copy of the same bytes.
 
-    make bench                        (or: python benchmarks/step.py [--curve])
+    make bench                        (or: python benchmarks/step.py [--curve] [--optimizers [PARAMETERS]])
 
 All step from the same shapes: Adam, then a box. boxopt's rows keep every parameter in its bounds exactly; the peers
 clamp after the step. The floor copies what an Adam step must read and write: four model sizes read, three written.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import time
 import warnings
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ import torch
 from measure import device, machine, medians, plot, table
 
 import boxopt as bx
+from boxopt.core.transform import accepted
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -170,6 +172,67 @@ def chains(shapes: Shapes) -> dict[str, Callable[[], object]]:
     }
 
 
+def every_optimizer() -> dict[str, bx.GradientTransformation]:
+    """Each optimizer with a box, its arguments the defaults."""
+    return {
+        name: bx.chain(
+            build() if name in ("adadelta", "adafactor", "polyak_sgd") else build(RATE), bx.project(bx.Box(LOW, HIGH))
+        )
+        for name, build in sorted(
+            (name, getattr(bx.optimizers, name)) for name in bx.optimizers.__all__ if name != "lbfgs"
+        )
+    }
+
+
+def bytes_moved(tree: object) -> int:
+    return sum(x.numel() * x.element_size() for x in torch.utils._pytree.tree_leaves(tree))
+
+
+def optimizers(parameters: int) -> None:
+    """Every optimizer with a box, packed, compiled and donated, over a copy of the bytes that it must move.
+
+    It reads parameters, gradients and state, and writes parameters and state.
+    """
+    shapes = [(parameters // 2600, 130)] * 20
+    count = sum(torch.Size(shape).numel() for shape in shapes)
+    print(f"\n### every optimizer with a box, {count:,} parameters in {len(shapes)} leaves\n")
+    print(
+        "| | median ms | compile s | bytes a parameter | ÷ copy of the same bytes |\n|---|---|---|---|---|", flush=True
+    )
+    for name, tx in every_optimizer().items():
+        torch._dynamo.reset()
+        gc.collect()
+        params, gradients = draw(shapes)
+        packed, unpack = bx.pack(params)
+        ready, state = unpack.pack(gradients), tx.init(packed)
+        moved = 2 * bytes_moved((packed, state)) + bytes_moved(ready)
+        source = torch.randn(moved // 8, device=device())
+        target = torch.empty_like(source)
+        extra = {"value": torch.ones((), device=device())} if "value" in (accepted(tx) or ()) else {}
+
+        def step(params: object, state: object, gradients: object, tx=tx, extra=extra) -> tuple:
+            updates, state = tx.update(gradients, state, params, **extra)
+            return bx.apply_updates(params, updates), state
+
+        fast, held = bx.compile(step, donate_argnums=(0, 1)), [packed, state]
+
+        def call(fast=fast, held=held, ready=ready) -> None:
+            held[:] = fast(*held, ready)
+
+        start = time.perf_counter()
+        call()
+        compiling = time.perf_counter() - start
+        times = medians({name: call, FLOOR: lambda target=target, source=source: target.copy_(source)}, rounds=7)
+        cells = (
+            name,
+            f"{1e3 * times[name]:.3f}",
+            f"{compiling:.1f}",
+            f"{moved / count:.0f}",
+            f"{times[name] / times[FLOOR]:.2f}",
+        )
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def curve() -> None:
     """The step over the number of parameters, in leaves of 2,080."""
     curves: dict[str, dict[float, float]] = {}
@@ -187,9 +250,20 @@ def curve() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--curve", action="store_true", help="also the curve over the number of parameters, as a plot")
+    parser.add_argument(
+        "--optimizers",
+        nargs="?",
+        type=int,
+        const=22_348_800,
+        help="only every optimizer with a box, at this many parameters",
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     print(machine("optax", "jax", "torchopt"))
+    if arguments.optimizers:
+        with torch.no_grad():
+            optimizers(arguments.optimizers)
+        return
     sizes = dict(SIZES)
     if torch.cuda.is_available():
         sizes["1,073,741,824 parameters, 64 leaves"] = [(4096, 4096)] * 64

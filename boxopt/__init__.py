@@ -12,11 +12,14 @@
 {'x': tensor([1.0000, 0.5000])}
 """
 
-from boxopt import diagnostics, optimizers, schedules, sets
+from boxopt import diagnostics, optimizers, regularizers, schedules, sets
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
+from boxopt.constrain.frank_wolfe import frank_wolfe, frank_wolfe_gap
+from boxopt.constrain.mirror import exponentiated_gradient, mirror
 from boxopt.constrain.penalty import add_penalty, penalize, penalty
 from boxopt.constrain.project import project
-from boxopt.constrain.prox import L1, L2, ElasticNet, prox
+from boxopt.constrain.projected import projected
+from boxopt.constrain.prox import prox
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
@@ -42,11 +45,64 @@ from boxopt.curvature import (
     rademacher_like,
 )
 from boxopt.diagnostics import active, is_feasible, optimality, violation
-from boxopt.optimizers import adagrad, adam, adamw, lion, rmsprop, sgd
+from boxopt.optimizers import (
+    adabelief,
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamaxw,
+    adamw,
+    adan,
+    amsgrad,
+    fromage,
+    lamb,
+    lars,
+    lion,
+    nadam,
+    nadamw,
+    noisy_sgd,
+    novograd,
+    optimistic_adam,
+    optimistic_adam_v2,
+    optimistic_gradient_descent,
+    polyak_sgd,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    sign_sgd,
+    signum,
+    sm3,
+    yogi,
+)
+from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.compile import CompiledStep, compile
+from boxopt.scale.accumulation import ApplyEvery, apply_every
+from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
-from boxopt.scale.clipping import clip, clip_by_global_norm
-from boxopt.scale.momentum import TraceState, trace
+from boxopt.scale.adan import ScaleByAdanState, scale_by_adan
+from boxopt.scale.belief import ScaleByBeliefState, scale_by_belief, scale_by_yogi
+from boxopt.scale.centralize import centralize
+from boxopt.scale.clipping import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm
+from boxopt.scale.factored import FactoredState, scale_by_factored_rms
+from boxopt.scale.freezing import ZeroNansState, freeze, set_to_zero, zero_nans
+from boxopt.scale.largest_moment import ScaleByAmsgradState, scale_by_adamax, scale_by_amsgrad
+from boxopt.scale.layerwise import (
+    normalize_by_update_norm,
+    scale_by_param_block_norm,
+    scale_by_param_block_rms,
+    scale_by_trust_ratio,
+)
+from boxopt.scale.momentum import EmaState, TraceState, ema, trace
+from boxopt.scale.monitoring import MonitorState, SnapshotState, monitor, snapshot
+from boxopt.scale.noise import AddNoiseState, add_noise
+from boxopt.scale.norms import FactorState
+from boxopt.scale.novograd import ScaleByNovogradState, scale_by_novograd
+from boxopt.scale.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
+from boxopt.scale.polyak import scale_by_polyak
+from boxopt.scale.rectified import scale_by_radam
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
     ScaleByRssState,
@@ -55,8 +111,10 @@ from boxopt.scale.root_mean_square import (
     scale_by_rss,
     scale_by_stddev,
 )
+from boxopt.scale.rprop import ScaleByRpropState, scale_by_rprop
 from boxopt.scale.scale import add_decayed_weights, scale, scale_by_learning_rate, scale_by_schedule
-from boxopt.scale.sign import ScaleByLionState, scale_by_lion
+from boxopt.scale.sign import ScaleByLionState, scale_by_lion, scale_by_sign
+from boxopt.scale.sm3 import ScaleBySM3State, scale_by_sm3
 from boxopt.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -95,6 +153,8 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "AddNoiseState",
+    "ApplyEvery",
     "ApplyIfFiniteState",
     "Box",
     "CompiledStep",
@@ -104,7 +164,10 @@ __all__ = [
     "CountState",
     "ElasticNet",
     "EmaParamsState",
+    "EmaState",
     "EmptyState",
+    "FactorState",
+    "FactoredState",
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
@@ -113,28 +176,51 @@ __all__ = [
     "MaskedNode",
     "MaskedState",
     "MasterWeightsState",
+    "MonitorState",
     "MultiStepsState",
     "Packed",
     "PackedState",
+    "ScaleByAdaDeltaState",
     "ScaleByAdamState",
+    "ScaleByAdanState",
+    "ScaleByAmsgradState",
+    "ScaleByBeliefState",
     "ScaleByLionState",
+    "ScaleByNovogradState",
+    "ScaleByOptimisticGradientState",
     "ScaleByRmsState",
+    "ScaleByRpropState",
     "ScaleByRssState",
+    "ScaleBySM3State",
     "ScaleByStddevState",
+    "SnapshotState",
     "StochasticRoundingState",
     "TraceState",
+    "ZeroNansState",
     "active",
+    "adabelief",
+    "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
+    "adan",
+    "adaptive_grad_clip",
     "add_barrier",
     "add_decayed_weights",
+    "add_noise",
     "add_penalty",
+    "amsgrad",
+    "apply_every",
     "apply_if_finite",
     "apply_updates",
     "barrier",
+    "centralize",
     "chain",
     "clip",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "compile",
     "conditionally_mask",
@@ -144,12 +230,18 @@ __all__ = [
     "cosine_onecycle_schedule",
     "diagnostics",
     "elementwise",
+    "ema",
     "ema_params",
     "exponential_decay",
+    "exponentiated_gradient",
     "finished",
     "fisher_diag",
     "flatten",
+    "frank_wolfe",
+    "frank_wolfe_gap",
+    "freeze",
     "freeze_active",
+    "fromage",
     "gauss_newton_product",
     "hessian_diag",
     "hutchinson_diag",
@@ -160,6 +252,8 @@ __all__ = [
     "inject_hyperparams",
     "is_feasible",
     "join_schedules",
+    "lamb",
+    "lars",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
@@ -168,10 +262,20 @@ __all__ = [
     "masked",
     "master_weights",
     "microbatch",
+    "mirror",
+    "monitor",
     "multi_steps",
+    "nadam",
+    "nadamw",
     "named_chain",
+    "noisy_sgd",
+    "normalize_by_update_norm",
+    "novograd",
     "on_leaves",
     "optimality",
+    "optimistic_adam",
+    "optimistic_adam_v2",
+    "optimistic_gradient_descent",
     "optimizers",
     "pack",
     "packed",
@@ -181,26 +285,53 @@ __all__ = [
     "periodic_update",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
+    "polyak_sgd",
     "polynomial_schedule",
     "project",
+    "projected",
     "prox",
+    "radam",
     "rademacher_like",
+    "regularizers",
     "rmsprop",
+    "rprop",
     "scale",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
+    "scale_by_amsgrad",
+    "scale_by_belief",
+    "scale_by_factored_rms",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_novograd",
+    "scale_by_optimistic_gradient",
+    "scale_by_param_block_norm",
+    "scale_by_param_block_rms",
+    "scale_by_polyak",
+    "scale_by_radam",
     "scale_by_rms",
+    "scale_by_rprop",
     "scale_by_rss",
     "scale_by_schedule",
+    "scale_by_sign",
+    "scale_by_sm3",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
+    "scale_by_yogi",
     "schedules",
+    "set_to_zero",
     "sets",
     "sgd",
     "sgdr_schedule",
+    "sign_sgd",
+    "signum",
     "skip_large_updates",
     "skip_nonfinite",
     "skip_not_finite",
+    "sm3",
+    "snapshot",
     "stateless",
     "stochastic_rounding",
     "tangent",
@@ -213,4 +344,6 @@ __all__ = [
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",
     "warmup_exponential_decay_schedule",
+    "yogi",
+    "zero_nans",
 ]

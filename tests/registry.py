@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ class Entry:
         build: From hyperparameters to the transformation.
         lands: Whether its updates keep parameters in the box, and "strictly" if in the interior.
         kinked: Whether it has kinks in the gradients, so that second derivatives are checked at a distance from them.
-        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of, operation by
-            operation, is generated for other entries; its capture by ``torch.compile`` is checked always.
+        quick: Whether its own code generation is left to ``pytest --inductor``, because what it is made of is generated
+            for other entries; its capture by ``torch.compile`` is checked always.
         exempt: Laws that cannot hold, and why.
     """
 
@@ -64,6 +65,40 @@ def even_mask(params: Any) -> Any:
 
 def double(updates: Any, params: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda u: None if u is None else 2 * u, updates)
+
+
+def are_matrices(params: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: None if x is None else getattr(x, "ndim", 0) == 2, params)
+
+
+REGULARIZERS: dict[str, Callable[[Hyper], bx.GradientTransformation]] = {
+    "GroupLasso": lambda h: bx.prox(bx.regularizers.GroupLasso(h.weight)),
+    "SparseGroupLasso": lambda h: bx.prox(bx.regularizers.SparseGroupLasso(0.5, h.weight)),
+    "LInf": lambda h: bx.prox(bx.regularizers.LInf(h.weight)),
+    "TotalVariation": lambda h: bx.prox(bx.regularizers.TotalVariation(h.weight)),
+    "FusedLasso": lambda h: bx.prox(bx.regularizers.FusedLasso(0.1, h.weight)),
+    "Nuclear": lambda h: bx.chain(bx.identity(), bx.masked(bx.prox(bx.regularizers.Nuclear(h.weight)), are_matrices)),
+    "Sum": lambda h: bx.prox(bx.regularizers.Sum(bx.regularizers.GroupLasso(h.weight), h.box, sweeps=2)),
+}
+
+
+def size(updates: Any) -> Any:
+    """A measurement of any tree: the sum of absolute values."""
+    leaves = torch.utils._pytree.tree_leaves(updates)
+    return sum((u.abs().sum().double() for u in leaves if u is not None), torch.zeros((), dtype=torch.float64))
+
+
+def with_value(tx: bx.GradientTransformation) -> bx.GradientTransformation:
+    """A transformation that takes ``value=``, given that of a loss of the parameters, which the laws do not know."""
+    return bx.GradientTransformation(tx.init, partial(_with_value_update, transformation=tx), tx.step_size)
+
+
+def _with_value_update(updates: Any, state: Any, params: Any, *, transformation: Any, **extra: Any) -> Any:
+    return transformation.update(updates, state, params, value=size(params), **extra)
+
+
+OVER_LEAVES = {"stacked": "a norm, or an average, of each leaf"}
+OVER_ALL = {"stacked": "the norm is over all that it is given"}
 
 
 def every_two_then_one(step: Any) -> Any:
@@ -104,6 +139,25 @@ ENTRIES = [
         lambda h: bx.clip_by_global_norm(h.weight),
         exempt={"stacked": "the norm is over all that it is given"},
     ),
+    E_(("clip_by_block_rms",), lambda h: bx.clip_by_block_rms(h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("adaptive_grad_clip",), lambda h: bx.adaptive_grad_clip(h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("normalize_by_update_norm",), lambda h: bx.normalize_by_update_norm(h.weight), quick=True, exempt=OVER_ALL),
+    E_(("centralize",), lambda h: bx.centralize(), quick=True, exempt=OVER_LEAVES),
+    E_(("zero_nans",), lambda h: bx.zero_nans(), quick=True, exempt={"stacked": "one flag a leaf"}),
+    E_(("freeze", "set_to_zero"), lambda h: bx.freeze(even_mask), quick=True),
+    E_(("apply_every",), lambda h: bx.apply_every(2), quick=True),
+    E_(("snapshot",), lambda h: bx.snapshot("size", size), quick=True, exempt=OVER_ALL),
+    E_(
+        ("monitor", "ema"),
+        lambda h: bx.monitor({"size": size, "mean": bx.ema(h.weight)}),
+        quick=True,
+        exempt=OVER_ALL,
+    ),
+    E_(
+        ("noisy_sgd", "add_noise"),
+        lambda h: bx.noisy_sgd(h.lr, h.weight),
+        exempt={"stacked": "each number of a leaf has noise of its own"},
+    ),
     E_(("trace",), lambda h: bx.trace(h.weight, nesterov=True)),
     E_(("scale_by_adam",), lambda h: bx.scale_by_adam(eps_root=1e-8)),
     E_(("scale_by_adam", "nesterov"), lambda h: bx.scale_by_adam(b1=h.weight, nesterov=True)),
@@ -117,6 +171,52 @@ ENTRIES = [
     E_(("adam",), lambda h: bx.adam(h.lr)),
     E_(("adamw",), lambda h: bx.adamw(h.lr, weight_decay=h.weight)),
     E_(("adamw", "schedule"), lambda h: bx.adamw(schedule(h), weight_decay=h.weight)),
+    E_(("nadam", "nadamw"), lambda h: bx.nadamw(h.lr, weight_decay=h.weight), quick=True),
+    E_(("adamax", "adamaxw", "scale_by_adamax"), lambda h: bx.adamaxw(h.lr, h.weight), quick=True),
+    E_(("amsgrad", "scale_by_amsgrad"), lambda h: bx.amsgrad(h.lr, h.weight, bias_correction_nu=False), quick=True),
+    E_(("radam", "scale_by_radam"), lambda h: bx.radam(h.lr, h.weight, nesterov=True), quick=True),
+    E_(("adabelief", "scale_by_belief"), lambda h: bx.adabelief(h.lr, h.weight, 0.9, 1e-8, 1e-2), quick=True),
+    E_(("yogi", "scale_by_yogi"), lambda h: bx.yogi(h.lr, h.weight), quick=True),
+    E_(("adan", "scale_by_adan"), lambda h: bx.adan(h.lr, h.weight, weight_decay=0.1), quick=True),
+    E_(("adadelta", "scale_by_adadelta"), lambda h: bx.adadelta(h.lr, h.weight, 1e-3), quick=True),
+    E_(
+        ("adafactor", "scale_by_factored_rms", "scale_by_param_block_rms"),
+        lambda h: bx.adafactor(h.lr, 2, momentum=h.weight, weight_decay_rate=0.1, eps=1e-3),
+        exempt=OVER_LEAVES,
+    ),
+    E_(("scale_by_factored_rms", "elementwise"), lambda h: bx.scale_by_factored_rms(False), quick=True),
+    E_(("sm3", "scale_by_sm3"), lambda h: bx.sm3(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("sign_sgd", "scale_by_sign"), lambda h: bx.sign_sgd(h.lr), quick=True),
+    E_(("signum", "ema"), lambda h: bx.signum(h.lr, h.weight), quick=True),
+    E_(("rprop", "scale_by_rprop"), lambda h: bx.rprop(h.lr), quick=True),
+    E_(("lamb", "scale_by_trust_ratio"), lambda h: bx.lamb(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("lars",), lambda h: bx.lars(h.lr, h.weight), quick=True, exempt=OVER_LEAVES),
+    E_(("fromage",), lambda h: bx.fromage(schedule(h)), quick=True, exempt=OVER_LEAVES),
+    E_(
+        ("scale_by_param_block_norm",),
+        lambda h: bx.scale_by_param_block_norm(h.weight),
+        quick=True,
+        exempt=OVER_LEAVES,
+    ),
+    E_(
+        ("novograd", "scale_by_novograd"),
+        lambda h: bx.novograd(h.lr, h.weight, weight_decay=0.1),
+        quick=True,
+        exempt=OVER_LEAVES,
+    ),
+    E_(
+        ("optimistic_gradient_descent", "scale_by_optimistic_gradient"),
+        lambda h: bx.optimistic_gradient_descent(h.lr, h.weight, h.mu),
+        quick=True,
+    ),
+    E_(("optimistic_adam",), lambda h: bx.optimistic_adam(h.lr, h.weight), quick=True),
+    E_(("optimistic_adam_v2",), lambda h: bx.optimistic_adam_v2(h.lr, beta=h.weight), quick=True),
+    E_(
+        ("polyak_sgd", "scale_by_polyak"),
+        lambda h: with_value(bx.polyak_sgd(h.weight, f_min=-1.0, variant="sps+")),
+        quick=True,
+        exempt=OVER_ALL,
+    ),
     E_(("rmsprop",), lambda h: bx.rmsprop(h.lr, centered=True, momentum=0.5)),
     E_(("adagrad",), lambda h: bx.adagrad(h.lr)),
     E_(("lion",), lambda h: bx.lion(h.lr)),
@@ -134,6 +234,10 @@ ENTRIES = [
     E_(("prox", "L1"), lambda h: bx.prox(bx.L1(h.weight))),
     E_(("prox", "L2"), lambda h: bx.prox(bx.L2(h.weight))),
     E_(("prox", "ElasticNet"), lambda h: bx.prox(bx.ElasticNet(h.weight, 0.5))),
+    *(
+        E_(("prox", name), build, quick=True, exempt={"stacked": "leaves, or their last dimension, are vectors"})
+        for name, build in REGULARIZERS.items()
+    ),
     E_(("chain",), lambda h: bx.chain(bx.adam(h.lr), bx.project(h.box)), lands="closed"),
     E_(
         ("chain", "named_chain"),
@@ -152,6 +256,26 @@ ENTRIES = [
         ("chain", "adagrad", "prox"),
         lambda h: bx.chain(bx.adagrad(h.lr), bx.prox(bx.L1(h.weight)), bx.project(h.box)),
         lands="closed",
+    ),
+    E_(("projected",), lambda h: bx.projected(bx.sgd(h.lr, momentum=0.5), h.box), lands="closed", quick=True),
+    E_(("projected", "noisy"), lambda h: bx.projected(bx.adam(h.lr), h.box, deterministic=False), "closed", quick=True),
+    E_(("frank_wolfe",), lambda h: bx.frank_wolfe(h.box), lands="closed", quick=True),
+    E_(
+        ("frank_wolfe", "short step"),
+        lambda h: bx.frank_wolfe(h.box, lipschitz=h.weight),
+        lands="closed",
+        exempt={"stacked": "one step for all that it is given"},
+    ),
+    E_(
+        ("mirror",),
+        lambda h: bx.chain(bx.adam(h.lr), bx.mirror(bx.sets.Simplex(h.weight))),
+        exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
+    ),
+    E_(
+        ("exponentiated_gradient",),
+        lambda h: bx.exponentiated_gradient(h.lr, bx.sets.Simplex(h.weight)),
+        quick=True,
+        exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
     ),
     E_(("masked",), lambda h: bx.masked(bx.adam(h.lr), even_mask)),
     E_(
@@ -281,16 +405,32 @@ OTHERS = {
     "L1": "prox",
     "L2": "prox",
     "ElasticNet": "prox",
+    "AddNoiseState": "a state",
+    "ApplyEvery": "a state",
     "CountState": "a state",
+    "EmaState": "a state",
     "EmptyState": "a state",
+    "FactorState": "a state",
+    "FactoredState": "a state",
     "MaskedNode": "a state",
     "MaskedState": "a state",
+    "MonitorState": "a state",
+    "ScaleByAdaDeltaState": "a state",
     "ScaleByAdamState": "a state",
+    "ScaleByAdanState": "a state",
+    "ScaleByAmsgradState": "a state",
+    "ScaleByBeliefState": "a state",
     "ScaleByLionState": "a state",
+    "ScaleByNovogradState": "a state",
+    "ScaleByOptimisticGradientState": "a state",
     "ScaleByRmsState": "a state",
+    "ScaleByRpropState": "a state",
+    "ScaleBySM3State": "a state",
     "ScaleByRssState": "a state",
     "ScaleByStddevState": "a state",
+    "SnapshotState": "a state",
     "TraceState": "a state",
+    "ZeroNansState": "a state",
     "GradientTransformation": "the protocol",
     "apply_updates": "test_exactness.py",
     "finished": "test_combine.py",
@@ -314,6 +454,7 @@ OTHERS = {
     "violation": "test_diagnostics.py",
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
+    "frank_wolfe_gap": "test_feasible_steps.py",
     "ApplyIfFiniteState": "a state",
     "ConditionallyMaskState": "a state",
     "ConditionallyTransformState": "a state",
@@ -326,6 +467,7 @@ OTHERS = {
     "StochasticRoundingState": "a state",
     "diagnostics": "a module",
     "optimizers": "a module",
+    "regularizers": "a module",
     "schedules": "a module",
     "sets": "a module",
 }

@@ -3,6 +3,8 @@
 import gc
 import os
 import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,10 +112,22 @@ def viewed(a, b):
     return b.T, a.detach()
 
 
-@pytest.mark.parametrize("function", [swapped, viewed], ids=lambda f: f.__name__)
+def cloned(a, b):
+    return b.clone().T, a * 1.0
+
+
+def pieced(a, b):
+    return torch.cat(b.split(1)), torch.cat([a[:1], a[1:]]).T
+
+
+def crossed(a, b):
+    return a + b.T, b + a.flip(0), (a.T @ b).sum()
+
+
+@pytest.mark.parametrize("function", [swapped, viewed, cloned, pieced, crossed], ids=lambda f: f.__name__)
 def test_outputs_that_are_other_arguments(function):
     """The compiler alone gets this wrong: it reads an argument after it has written over it."""
-    a, b = torch.arange(9.0).reshape(3, 3), torch.ones(3, 3)
+    a, b = torch.arange(9.0).reshape(3, 3), torch.arange(9.0).reshape(3, 3) ** 2
     expected = pytree.tree_map(torch.clone, function(a, b))
     assert_trees_equal(bx.compile(function, donate_argnums=(0, 1))(a, b), expected)
 
@@ -211,6 +225,81 @@ def test_a_changed_setting_is_noticed():
     p = fast(torch.zeros(2))
     settings["rate"] = 5.0
     assert fast(p).tolist() == [-6.0, -6.0]
+
+
+RATE = 1.0
+
+
+def test_a_changed_global_is_noticed_and_the_old_value_remembered():
+    global RATE
+    fast = bx.compile(lambda p: p - RATE, donate_argnums=0, backend="aot_eager")
+    p = torch.zeros(1)
+    for RATE in (1.0, 1.0, 5.0, 5.0, 1.0, 1.0):  # noqa: B007
+        p = fast(p)
+    assert p.item() == -14
+    with torch.compiler.set_stance("force_eager"):
+        p = fast(p)
+    torch._dynamo.reset()
+    assert fast(fast(p)).item() == -17
+
+
+def test_the_tree_that_came_back_may_be_changed():
+    fast = bx.compile(lambda p: {name: leaf + 1 for name, leaf in p.items()}, donate_argnums=0, backend="aot_eager")
+    params = fast({"a": torch.zeros(2), "b": torch.zeros(2)})
+    params["a"] = torch.full((2,), 10.0)
+    params = fast(params)
+    assert {name: leaf.tolist() for name, leaf in params.items()} == {"a": [11, 11], "b": [2, 2]}
+    params["c"] = torch.zeros(1)
+    params = fast(params)
+    assert params["c"].tolist() == [1]
+    params["a"] = params["b"] = torch.zeros(2)
+    with pytest.raises(ValueError, match="two leaves of argument 0 share memory"):
+        fast(params)
+
+
+def test_any_strides():
+    fast = bx.compile(lambda p: p + 1, donate_argnums=0, backend="aot_eager")
+    matrix = torch.arange(12.0).reshape(3, 4)
+    for given in (matrix[:, ::2], matrix.T, matrix[:0], torch.arange(4.0).unfold(0, 2, 1), torch.ones(1).expand(3)):
+        expected = given + 1
+        assert torch.equal(fast(given), expected)
+
+
+def test_what_is_returned_is_not_kept_alive():
+    fast = bx.compile(lambda p: p + 1, donate_argnums=0, backend="aot_eager")
+    params = fast(torch.zeros(2))
+    reference = weakref.ref(params)
+    del params
+    gc.collect()
+    assert reference() is None
+
+
+def test_within_other_transformations():
+    fast = bx.compile(lambda p: p + 1, donate_argnums=0, backend="aot_eager")
+    for outer in (vmap(fast), grad(lambda p: fast(p).sum())):
+        with pytest.raises(RuntimeError, match="compile the transformed step"):
+            outer(torch.zeros(2))
+    params = torch.zeros(2)
+    assert torch.compile(lambda p: 2 * fast(p), backend="aot_eager", fullgraph=True)(params).tolist() == [2, 2]
+    assert params.tolist() == [0, 0]
+    outer = bx.compile(lambda p: 2 * fast(p), donate_argnums=0, backend="aot_eager")
+    assert outer(outer(params)).tolist() == [6, 6]
+
+
+def test_threads_with_arguments_of_their_own():
+    fast = bx.compile(lambda p, s: (p + 1, s + p), donate_argnums=(0, 1), backend="aot_eager")
+    fast(torch.zeros(3), torch.zeros(3))
+
+    def work(_):
+        held = torch.zeros(3), torch.zeros(3)
+        for _ in range(100):
+            held = fast(*held)
+        return held
+
+    with ThreadPoolExecutor(4) as pool:
+        for params, state in pool.map(work, range(4)):
+            assert params.tolist() == [100] * 3
+            assert state.tolist() == [4950] * 3
 
 
 def test_many_steps_have_caches_of_their_own():

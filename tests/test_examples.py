@@ -77,3 +77,28 @@ def test_a_member_of_the_ensemble_is_what_it_would_be_alone():
         alone = module.train(step, *start, own, data, batches)[0]
         for name, leaf in alone.items():
             torch.testing.assert_close(together[name][k], leaf, rtol=1e-4, atol=1e-5)
+
+
+def test_adversarial_digits(tmp_path):
+    module = load("adversarial_digits")
+    rows = module.main(["--steps", "10", "--train-steps", "60", "--images", "60", "--output", str(tmp_path)])
+    assert (tmp_path / "adversarial_digits.png").stat().st_size > 20_000
+    for network in ("plain", "robust"):
+        for norm in ("Linf", "L2", "L1"):
+            found = [row for row in rows if (row.network, row.norm) == (network, norm)]
+            assert all(row.violation == 0 for row in found)
+            assert found[0].accuracy > 0.5 > found[-1].accuracy
+            assert all(row.theirs is None or row.accuracy <= row.theirs + 0.1 for row in found)
+
+
+def test_monotone_network(tmp_path):
+    module = load("monotone_network")
+    rows, free, monotone = module.main(["--steps", "150", "--splits", "2", "--output", str(tmp_path)])
+    assert (tmp_path / "monotone_network.png").stat().st_size > 20_000
+    assert free < 0 <= monotone
+    by_name = {row.name: row for row in rows}
+    assert by_name["free network, decay 2"].falling > 0.05
+    for name, row in by_name.items():
+        if name.startswith("monotone"):
+            assert row.falling == 0, name
+            assert row.explained > 0.25, name

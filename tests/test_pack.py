@@ -60,7 +60,25 @@ def test_tied_leaves_are_refused():
         bx.pack({"a": shared, "b": shared})
     with pytest.raises(ValueError, match="the same tensor"):
         bx.pack({"a": shared, "b": shared.view(3)})
+    matrix = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="or views of one"):
+        bx.pack({"encoder": matrix, "decoder": matrix.T})
+    bx.pack({"a": matrix[:, :1], "b": matrix[:, 1:]})
     bx.pack({"a": torch.zeros(0), "b": torch.zeros(0)})
+
+
+def test_packing_copies_and_is_differentiable():
+    for leaves in (torch.ones(3), {"a": torch.ones(2, 3)}, {"a": torch.ones(3, 2).T, "b": torch.tensor(2.0)}):
+        packed, unpack = bx.pack(leaves)
+        packed.buffers["float32"].zero_()
+        assert all(leaf.all() for leaf in pytree.tree_leaves(leaves))
+        inputs = pytree.tree_map(lambda leaf: leaf.clone().requires_grad_(), leaves)
+        (unpack.pack(inputs).buffers["float32"] ** 3).sum().backward()
+        assert_trees_equal(pytree.tree_map(lambda leaf: leaf.grad, inputs), pytree.tree_map(lambda x: 3 * x**2, leaves))
+        assert_trees_equal(
+            grad(lambda x, unpack=unpack: (unpack.pack(x).buffers["float32"] ** 3).sum())(leaves),
+            pytree.tree_map(lambda x: 3 * x**2, leaves),
+        )
 
 
 def test_what_is_not_a_dense_tensor_is_refused():
@@ -74,6 +92,9 @@ def test_another_tree_is_refused():
     _, unpack = bx.pack({"a": torch.zeros(2), "b": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"leaf 'b' has shape \(2,\), it was packed with shape \(3,\)"):
         unpack.pack({"a": torch.zeros(2), "b": torch.zeros(2)})
+    for value in (None, 3.0):
+        with pytest.raises(TypeError, match=r"leaf 'b': only tensors can be packed"):
+            unpack.pack({"a": torch.zeros(2), "b": value})
     with pytest.raises(ValueError, match="it lacks leaf 'b'"):
         unpack.pack({"a": torch.zeros(2)})
     other, _ = bx.pack({"a": torch.zeros(2), "b": torch.zeros(4)})

@@ -58,7 +58,8 @@ def test_projections_are_in_the_set(entry, dtype):
 def test_steps_stay_in_the_set(entry, dtype):
     """Law 2: params + updates in floating point, after Adam, whose metric has a step size a coordinate."""
     members = entry.build(Numbers())
-    tx = bx.chain(bx.adam(0.1), bx.project(members))
+    eps = 1e-3 if dtype == torch.float16 else 1e-8  # below 1e-4 the squares of gradients are 0 in float16
+    tx = bx.chain(bx.adam(0.1, eps=eps), bx.project(members))
     params = members.project(draw(entry.shape, 1, 1.0, dtype))
     state = tx.init(params)
     for step in range(25):
@@ -81,8 +82,8 @@ def test_idempotent_and_quiet_inside(entry):
 @pytest.mark.parametrize("in_metric", [False, True])
 def test_optimality_condition(entry, in_metric):
     """⟨(y − x)/η, z − x⟩ ≤ 0 for every z in the set, which characterizes the projection onto a convex set."""
-    if not entry.convex or (in_metric and entry.metric is None):
-        pytest.skip("characterizes projections onto convex sets, in metrics where there is one")
+    if not entry.convex:
+        pytest.skip("characterizes projections onto convex sets")
     members = entry.build(Numbers())
     others = [members.project(draw(entry.shape, 1000 + other, 3.0)) for other in range(20)]
     for seed in range(6):
@@ -100,7 +101,7 @@ def test_firmly_nonexpansive(entry):
     if not entry.convex:
         pytest.skip("only convex sets are")
     members = entry.build(Numbers())
-    step = positive(entry.shape, 3) if entry.metric == 1e-9 else torch.ones(entry.shape, dtype=torch.float64)
+    step = positive(entry.shape, 3) if entry.metric <= 1e-6 else torch.ones(entry.shape, dtype=torch.float64)
     for seed in range(10):
         one, other = draw(entry.shape, seed), draw(entry.shape, seed + 50)
         gap = members.project(one, step) - members.project(other, step)
@@ -141,8 +142,8 @@ def test_vmap_equals_loop(entry):
 @pytest.mark.parametrize("in_metric", [False, True])
 def test_gradcheck_and_gradgradcheck(entry, in_metric):
     skip_exempt(entry, "derivative")
-    if in_metric and entry.metric is None:
-        pytest.skip("no closed form in a metric")
+    if in_metric:
+        skip_exempt(entry, "derivative in a metric")
     x = draw(entry.shape, 6, 1.5).requires_grad_()
     step = positive(entry.shape, 7, 0.5).requires_grad_()
     h = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in Numbers()]
@@ -180,7 +181,8 @@ def test_compiles(entry, mode):
     h = Numbers(torch.tensor(1.25, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
 
     def project(x, step, h):
-        return entry.build(h).project(x, step)
+        in_metric = mode == "plain" or "derivative in a metric" not in entry.exempt  # an iteration is long to trace
+        return entry.build(h).project(x, step if in_metric else 1.0)
 
     function, arguments = project, (x, step, h)
     if mode == "vmap":

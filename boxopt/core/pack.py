@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils._pytree as torch_pytree
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from boxopt.core import tree
 from boxopt.core.donation import refuse_consumed
@@ -78,14 +79,15 @@ class Layout:
         leaves = self._flatten(values)
         skip = self.batch_dims
         for path, shape, leaf in zip(self.paths, self.shapes, leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{tree.name(path)}: only tensors can be packed, got {type(leaf).__name__}")
             if (leaf.shape[skip:] if skip else leaf.shape) != shape:
                 raise ValueError(
                     f"{tree.name(path)} has shape {tuple(leaf.shape)}, it was packed with shape {shape}"
                     + (f" after {skip} batch dimensions" if skip else "")
                 )
         buffers = {
-            name: torch.cat([_flat(leaves[index], skip) for index in indices], dim=-1)
-            for name, indices in self._groups().items()
+            name: _side_by_side([leaves[index] for index in indices], skip) for name, indices in self._groups().items()
         }
         return Packed(buffers, self)
 
@@ -323,22 +325,24 @@ def _refuse_tied(paths: list[str], leaves: list[Tensor]) -> None:
     seen: dict[Any, str] = {}
     for path, leaf in zip(paths, leaves, strict=True):
         try:
-            place = (leaf.data_ptr(), leaf.shape, leaf.stride(), leaf.dtype) if leaf.numel() else (id(leaf), path)
+            place = leaf.data_ptr() if leaf.numel() else path
         except RuntimeError:  # under vmap and grad, and of fake tensors
-            place = id(leaf)
+            place = -id(leaf)
         if place in seen:
             raise ValueError(
-                f"{tree.name(path)} and {tree.name(seen[place])} are the same tensor, and would part when packed: "
-                "give it once, or clone it"
+                f"{tree.name(path)} and {tree.name(seen[place])} are the same tensor, or views of one, and would part "
+                "when packed: give it once, or clone it"
             )
         seen[place] = path
 
 
-def _flat(leaf: Tensor, batch_dims: int) -> Tensor:
-    if batch_dims:
-        lead = tuple(leaf.shape[:batch_dims])
-        return leaf.reshape((*lead, -1)) if leaf.numel() else leaf.new_zeros((*lead, 0))
-    return leaf.view(-1) if leaf.is_contiguous() else leaf.reshape(-1)
+def _side_by_side(leaves: list[Tensor], batch_dims: int) -> Tensor:
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if len(leaves) > 1 and not batch_dims and not transformed:
+        return _flatten_dense_tensors(leaves)  # a view for each leaf would cost more than the copy
+    lead = tuple(leaves[0].shape[:batch_dims])
+    flat = [leaf.reshape((*lead, -1)) if leaf.numel() else leaf.new_zeros((*lead, 0)) for leaf in leaves]
+    return torch.cat(flat, dim=-1)
 
 
 def _as_tensor(value: Any, buffer: Tensor | None) -> Tensor:

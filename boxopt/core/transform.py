@@ -112,6 +112,12 @@ def is_elementwise(transformation: GradientTransformation) -> bool:
     return declared and all(getattr(value, "separable", True) for value in bound)
 
 
+def lets_through(update: F) -> F:
+    """Declare that an update function returns its updates unchanged, so that it may stand anywhere in a chain."""
+    update.lets_through = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
 class EmptyState(NamedTuple):
     """The state of a transformation that keeps nothing."""
 
@@ -139,14 +145,15 @@ def identity() -> GradientTransformation:
     return GradientTransformation(no_state, _identity_update)
 
 
+@lets_through
 @elementwise
 def _identity_update(updates: P, state: Any, params: P) -> tuple[P, Any]:
     return updates, state
 
 
 def is_identity(transformation: GradientTransformation) -> bool:
-    """Whether this is `identity`, which may stand anywhere in a chain."""
-    return transformation.update is _identity_update
+    """Whether this lets its updates through unchanged, as `identity` does, and so may stand anywhere in a chain."""
+    return getattr(getattr(transformation.update, "func", transformation.update), "lets_through", False)
 
 
 def stateless(function: Callable[[P, P], P]) -> GradientTransformation:

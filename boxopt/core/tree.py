@@ -77,6 +77,18 @@ def unflatten(structure: Any, leaves: Iterable[Any]) -> PyTree:
     return next(iter(leaves)) if structure is _LEAF else structure.unflatten(leaves)
 
 
+def ranks(tree: PyTree) -> PyTree:
+    """The tree with the number of each leaf in its place, counted with the keys of dicts sorted, as in JAX.
+
+    So it does not depend on the order in which a dict was filled, as the order of `leaves` does.
+    """
+    count, structure = len(leaves(tree)), flatten(tree)[1]
+    in_order = optree.tree_leaves(unflatten(structure, list(range(count))))  # other namespaces sort keys
+    if len(in_order) != count:  # and do not know the nodes that are registered in torch's
+        in_order = list(range(count))
+    return unflatten(structure, [in_order.index(place) for place in range(count)])
+
+
 def leaves_of(tree: PyTree, is_leaf: Callable[[Any], bool]) -> list[Any]:
     """The leaves of a tree in which some containers count as leaves."""
     return optree.tree_leaves(tree, is_leaf=is_leaf, namespace=_NAMESPACE)

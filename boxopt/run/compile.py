@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from boxopt.core import tree
 from boxopt.core.donation import consume, is_consumed, refuse_consumed
+from boxopt.run.dependence import dependences
+from boxopt.run.memory import Memory, SharedMemoryError, materialized
+from boxopt.run.shortcut import Shortcut, shortcut
 
 # The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
 # proximal step) compile in a sixth of the time. Each intermediate then counts as a step of a fused kernel, of which 64
@@ -51,6 +53,8 @@ def compile(
             or device (the message names the leaf; nothing has been overwritten); or two arguments share memory and one
             of them is donated.
         ConsumedError: When called: an argument was donated before.
+        RuntimeError: When called under ``vmap`` or ``grad``, with donation: these belong inside the step. Called in a
+            larger compiled function, the step becomes part of it and overwrites nothing.
 
     Example:
         The updates take the place of the gradients, and the new state that of the old. (A training step donates the
@@ -74,23 +78,31 @@ def compile(
     return CompiledStep(step, donated, torch_compile_options)
 
 
-class _Donation(NamedTuple):
-    """A donated argument: its position, the tree and its leaves, where they lie in memory, and the tensors given."""
+@dataclass
+class _Plan:
+    """How a step is called with arguments of one structure.
 
-    number: int
-    value: Any
-    leaves: list[Any]
+    Attributes:
+        structure: That of the positional and the named arguments.
+        owners: The position or name of the argument that each leaf belongs to.
+        donated: The places of the donated leaves, in the order of the outputs.
+        others: The places of the other leaves.
+        outputs: The structure of the tuple of donated arguments.
+        function: The step as a function of the leaves that writes over the donated ones.
+        compiled: The same, compiled.
+        memory: Where the tensors that the last call returned lie.
+        shortcut: To what the last call ran, if there is one.
+    """
+
     structure: Any
-    spans: list[tuple[int, int]]
-    originals: list[Any]
-
-
-class _LastCall(NamedTuple):
-    """What the next call will most likely be given: what this one returned."""
-
-    donations: list[_Donation]
-    structure: list[Any]
-    function: Callable[..., Any]
+    owners: list[Any]
+    donated: list[int]
+    others: list[int]
+    outputs: Any
+    function: Any
+    compiled: Callable[..., Any]
+    memory: Memory | None = None
+    shortcut: Shortcut | None = None
 
 
 class CompiledStep:
@@ -100,165 +112,162 @@ class CompiledStep:
         functools.update_wrapper(self, step)
         self._step = step
         self._donated = donated
-        self._static = options.get("mode") in ("reduce-overhead", "max-autotune")
         self._name = getattr(step, "__name__", repr(step))
         self._options = _with_defaults(options, bool(donated))
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._last: _LastCall | None = None
+        self._graphs = bool(self._options.get("options", {}).get("triton.cudagraphs"))
+        self._compiled = None if donated else torch.compile(_own_code(_called(step)), **self._options)
+        self._plans: dict[Any, _Plan] = {}
+        self._recent: _Plan | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step."""
-        if not self._donated:
-            return self._function_for(None, args, kwargs)(*args, **kwargs)
-        if max(self._donated) >= len(args):
-            raise TypeError(f"argument {max(self._donated)} is donated, but there are only {len(args)} positional ones")
-        donations, structure = self._own(args)
-        structure.extend(self._unshared(donations, args, kwargs))
-        arguments = list(args)
-        for donation in donations:
-            arguments[donation.number] = donation.value
-        last = self._last
-        if last is not None and last.structure == structure:
-            function = last.function
-        else:
-            function = self._function_for(tuple(structure), tuple(arguments), kwargs)
+        if self._compiled is not None:
+            return self._compiled(*args, **kwargs)
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return self._step(*args, **kwargs)  # part of a larger compiled function, which plans its memory itself
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{self._name!r} overwrites its arguments, and cannot inside vmap or grad: compile the transformed "
+                "step instead, as in bx.compile(vmap(step), donate_argnums=...)"
+            )
+        leaves, structure = tree.flatten((args, kwargs))
+        plan = self._recent
+        if plan is None or plan.structure != structure:
+            plan = self._recent = self._plan(structure, args, kwargs)
+        for place, leaf in enumerate(leaves):
+            if is_consumed(leaf):
+                refuse_consumed(leaf, f"a leaf of argument {plan.owners[place]!r}")
+        given = [leaves[place] for place in plan.donated]
+        own, memory = given, plan.memory
+        if memory is None or not memory.is_of(given):  # not what the last call returned
+            own = [materialized(leaf) for leaf in given]
+            memory = self._memory([plan.owners[place] for place in plan.donated], own)
+            for place, leaf in zip(plan.donated, own, strict=True):
+                leaves[place] = leaf
+        for place in plan.others:
+            owner = memory.shared_with(leaves[place])
+            if owner is not None:
+                self._refuse_shared(owner, plan.owners[place])
         if torch.is_grad_enabled():
             with torch.no_grad():
-                fits, outputs = function(*arguments, **kwargs)
+                fits, alone, rest = self._run(plan, leaves)
         else:
-            fits, outputs = function(*arguments, **kwargs)
+            fits, alone, rest = self._run(plan, leaves)
         if not fits:
-            self._explain(tuple(arguments), outputs)
-        results = list(outputs) if type(outputs) is tuple else [outputs]
-        self._refuse_overwritten(donations, results[len(donations) :])
-        donations = [self._renewed(donation) for donation in donations]
-        results[: len(donations)] = [donation.value for donation in donations]
-        self._last = _LastCall(donations, structure, function)
-        return tuple(results) if type(outputs) is tuple else results[0]
+            self._explain(tree.unflatten(structure, leaves)[0], rest)
+        if rest:
+            self._refuse_overwritten(memory, rest)
+        return self._returned(plan, memory, given, own, alone, rest)
 
-    def _function_for(self, structure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """The compiled function for arguments of a structure."""
-        if structure not in self._compiled:
-            function = self._step if structure is None else self._overwriting(args, kwargs)
-            self._compiled[structure] = torch.compile(_own_code(function), **self._options)
-        return self._compiled[structure]
+    def _run(self, plan: _Plan, leaves: list[Any]) -> tuple[bool, bool, Any]:
+        arguments = tuple(leaves)
+        if plan.shortcut is not None and plan.shortcut.holds(arguments):
+            return plan.shortcut.run(*arguments)
+        results = plan.compiled(*arguments)
+        if not self._graphs:  # torch counts the calls of what it records as a CUDA graph
+            plan.shortcut = shortcut(plan.function)
+        return results
 
-    def _overwriting(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """The step followed by the writing of its outputs over the donated arguments."""
-        step, donated, passed = self._step, self._donated, self._passed_on(args, kwargs)
+    def _returned(
+        self, plan: _Plan, memory: Memory, given: list[Any], own: list[Any], alone: bool, rest: tuple[Any, ...]
+    ) -> Any:
+        """New tensors for the memory of the donated arguments, which are now used up, and the other outputs."""
+        for leaf in given:
+            consume(leaf, self._name)
+        if own is not given:
+            for leaf in own:
+                consume(leaf, self._name)
+        new = [leaf.detach() for leaf in own]
+        if self._graphs:
+            for leaf in new:
+                torch._dynamo.mark_static_address(leaf, guard=False)
+        plan.memory = memory.held_by(new)
+        results = plan.outputs.unflatten(new)
+        return results[0] if alone else (*results, *rest)
+
+    def _plan(self, structure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Plan:
+        """The plan for arguments of a structure."""
+        if structure in self._plans:
+            return self._plans[structure]
+        if max(self._donated) >= len(args):
+            raise TypeError(f"argument {max(self._donated)} is donated, but there are only {len(args)} positional ones")
+        positional, named = structure.children()
+        owners, places = [], {}
+        for part in (positional, named):
+            for key, child in zip(part.entries(), part.children(), strict=True):
+                places[key] = range(len(owners), len(owners) + child.num_leaves)
+                owners += [key] * child.num_leaves
+        donated = [place for number in self._donated for place in places[number]]
+        others = [place for place, key in enumerate(owners) if key not in self._donated]
+        outputs = tree.flatten(tuple(args[number] for number in self._donated))[1]
+        function = _own_code(self._overwriting(structure, args, kwargs, donated))
+        compiled = torch.compile(function, **self._options)
+        plan = _Plan(structure, owners, donated, others, outputs, function, compiled)
+        self._plans[structure] = plan
+        return plan
+
+    def _overwriting(
+        self, structure: Any, args: tuple[Any, ...], kwargs: dict[str, Any], donated: list[int]
+    ) -> Callable[..., Any]:
+        """The step as a function of its arguments' leaves, followed by the writing of outputs over donated ones."""
+        step, numbers, passed = self._step, self._donated, self._passed_on(args, kwargs, donated)
+        places = structure.unflatten(range(structure.num_leaves))
         true = torch.ones((), dtype=torch.bool)
 
-        def overwrite(*args: Any, **kwargs: Any) -> tuple[bool, Any]:
+        def overwrite(*leaves: Any) -> tuple[bool, bool, Any]:
+            args, kwargs = tree.map(lambda place: leaves[place], places)
             outputs = step(*args, **kwargs)
-            results = outputs if type(outputs) is tuple else (outputs,)
-            if len(results) < len(donated) or not all(
-                _fits(args[number], result) for number, result in zip(donated, results, strict=False)
+            alone = type(outputs) is not tuple
+            results = (outputs,) if alone else outputs
+            if len(results) < len(numbers) or not all(
+                _fits(args[number], result) for number, result in zip(numbers, results, strict=False)
             ):
-                return False, outputs
-            olds = [leaf for number in donated for leaf in tree.leaves(args[number])]
-            news = [leaf for result in results[: len(donated)] for leaf in tree.leaves(result)]
-            # The compiler takes a clone for nothing and would read an argument after writing over it; not so a choice.
+                return False, alone, outputs
+            news = [leaf for result in results[: len(numbers)] for leaf in tree.leaves(result)]
+            # The compiler would read an argument after writing over it, taking a clone for nothing; not so a choice.
             news = [
                 torch.where(true, new, torch.zeros_like(new)) if index in passed else new
                 for index, new in enumerate(news)
             ]
-            for old, new in zip(olds, news, strict=True):
-                old.copy_(new)
-            rest = (*(None for _ in donated), *results[len(donated) :])
-            return True, rest if type(outputs) is tuple else rest[0]
+            for place, new in zip(donated, news, strict=True):
+                leaves[place].copy_(new)
+            return True, alone, results[len(numbers) :]
 
         return overwrite
 
-    def _passed_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[int]:
-        """Which of the outputs' leaves are donated arguments as they were, or views of them; nothing is computed."""
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    def _passed_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], donated: list[int]) -> frozenset[int]:
+        """Which of the outputs' leaves depend on one donated leaf alone.
 
-            def fake(leaf: Any) -> Any:
-                return mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
-
-            imitations = tree.map(fake, args)
-            outputs = self._step(*imitations, **tree.map(fake, kwargs))
+        However they are written, as a clone, a product with 1 or a concatenation of pieces, the compiler may take them
+        for that leaf.
+        """
+        outputs = dependences(self._step, *args, **kwargs)
         results = outputs if type(outputs) is tuple else (outputs,)
-        given = {
-            leaf.untyped_storage()._cdata
-            for number in self._donated
-            for leaf in tree.leaves(imitations[number])
-            if isinstance(leaf, Tensor)
-        }
         returned = [leaf for result in results[: len(self._donated)] for leaf in tree.leaves(result)]
-        return frozenset(
-            index
-            for index, leaf in enumerate(returned)
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata in given
-        )
+        return frozenset(index for index, leaf in enumerate(returned) if len(leaf) == 1 and leaf <= set(donated))
 
-    def _own(self, args: tuple[Any, ...]) -> tuple[list[_Donation], list[Any]]:
-        """The donated arguments, each number in a place of its own, and their structures; none may be used up."""
-        donations = []
-        for position, number in enumerate(self._donated):
-            donation = self._last.donations[position] if self._last is not None else None
-            if donation is None or donation.value is not args[number]:  # not what the last call returned
-                leaves, structure = tree.flatten(args[number])
-                own = [_materialized(leaf) for leaf in leaves]
-                value = tree.unflatten(structure, own)
-                donation = _Donation(number, value, own, structure, _spans(own), leaves)
-            for leaf in donation.originals:
-                if is_consumed(leaf):
-                    refuse_consumed(leaf, f"a leaf of argument {number}")
-            donations.append(donation)
-        return donations, [donation.structure for donation in donations]
+    def _memory(self, owners: list[Any], tensors: list[Any]) -> Memory:
+        try:
+            return Memory.of(owners, tensors)
+        except SharedMemoryError as shared:
+            self._refuse_shared(*shared.args)
+            raise
 
-    def _unshared(self, donations: list[_Donation], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        """The structures of the other arguments; raises if a donated one shares memory with another."""
-        spans = [(start, stop, donation.number) for donation in donations for start, stop in donation.spans]
-        for key, argument in (*enumerate(args), *kwargs.items()):
-            if key in self._donated:
-                continue
-            leaves, structure = tree.flatten(argument)
-            for leaf in leaves:
-                if is_consumed(leaf):
-                    refuse_consumed(leaf, f"a leaf of argument {key!r}")
-            spans += [(start, stop, key) for start, stop in _spans(leaves)]
-            yield key, structure
-        self._refuse_shared(spans)
+    def _refuse_shared(self, one: Any, other: Any) -> None:
+        raise ValueError(
+            f"argument {one!r} and argument {other!r} share memory, and one of them is donated to {self._name!r}: "
+            "clone one before the call"
+            if one != other
+            else f"two leaves of argument {one!r} share memory, and it is donated to {self._name!r}: clone one before "
+            "the call"
+        ) from None
 
-    def _refuse_shared(self, spans: list[tuple[int, int, Any]]) -> None:
-        """Raise an error if a span of a donated argument overlaps with any other."""
-        furthest = (0, 0, None)
-        for span in sorted(spans, key=itemgetter(0)):
-            one, other = furthest[2], span[2]
-            if span[0] < furthest[1] and (one in self._donated or other in self._donated):
-                raise ValueError(
-                    f"argument {one!r} and argument {other!r} share memory, and one of them is donated to "
-                    f"{self._name!r}: clone one before the call"
-                    if one != other
-                    else f"two leaves of argument {one!r} share memory, and it is donated to {self._name!r}: clone one "
-                    "before the call"
-                )
-            if span[1] > furthest[1]:
-                furthest = span
-
-    def _renewed(self, donation: _Donation) -> _Donation:
-        """New tensors for the memory of a donated argument, which is now used up."""
-        for leaf in donation.leaves:
-            consume(leaf, self._name)
-        if donation.originals is not donation.leaves:
-            for leaf in donation.originals:
-                consume(leaf, self._name)
-        leaves = [leaf.detach() for leaf in donation.leaves]
-        if self._static:
-            for leaf in leaves:
-                torch._dynamo.mark_static_address(leaf, guard=False)
-        value = tree.unflatten(donation.structure, leaves)
-        return _Donation(donation.number, value, leaves, donation.structure, donation.spans, leaves)
-
-    def _refuse_overwritten(self, donations: list[_Donation], outputs: list[Any]) -> None:
-        for start, stop in _spans([leaf for output in outputs for leaf in tree.flatten(output)[0]]):
-            if any(start < end and begin < stop for donation in donations for begin, end in donation.spans):
-                raise ValueError(
-                    f"{self._name!r} returns a donated argument, or a view of one, which has been overwritten: "
-                    "return a clone of it"
-                )
+    def _refuse_overwritten(self, memory: Memory, outputs: tuple[Any, ...]) -> None:
+        if any(memory.shared_with(leaf) is not None for leaf in tree.leaves(outputs)):
+            raise ValueError(
+                f"{self._name!r} returns a donated argument, or a view of one, which has been overwritten: "
+                "return a clone of it"
+            )
 
     def _explain(self, args: tuple[Any, ...], outputs: Any) -> None:
         """Raise the error that says which output does not fit the argument it should overwrite."""
@@ -275,28 +284,18 @@ class CompiledStep:
         raise AssertionError("an output was refused that fits")
 
 
-_LIBRARIES = re.compile(r"\['__import_(boxopt|optree|torch)_(?!dot_testing)")
-_OF_STRUCTURE = {
-    "TYPE_MATCH",
-    "CLASS_MATCH",
-    "SEQUENCE_LENGTH",
-    "DICT_KEYS_MATCH",
-    "NOT_PRESENT_IN_GENERIC_DICT",
-    "HASATTR",
-}
+# What the compiled function reads that is boxopt's, optree's, torch's or Python's own, and the plan that it follows.
+_INSIDES = re.compile(
+    r"G\['(?!__import_|___unnamed_scope)|G\['__import_(boxopt|optree|torch)_(?!dot_testing)|^(type\()?(places|numbers)\b"
+)
 
 
 def _needed(guards: Sequence[Any]) -> list[bool]:
     """Which of torch's guards, checked on each call, are about something that may change.
 
-    Most watch the insides of boxopt and optree, which do not. The types and lengths of the arguments have been compared
-    with their structure, by which the compiled functions are kept.
+    Most watch the insides of boxopt and optree, which do not. The structure of the arguments has been compared.
     """
-    return [
-        not _LIBRARIES.search(guard.name)
-        and not (guard.name.startswith(("args", "kwargs", "type(args")) and guard.guard_type in _OF_STRUCTURE)
-        for guard in guards
-    ]
+    return [not _INSIDES.search(guard.name) for guard in guards]
 
 
 def _with_defaults(options: dict[str, Any], donates: bool) -> dict[str, Any]:
@@ -310,14 +309,14 @@ def _with_defaults(options: dict[str, Any], donates: bool) -> dict[str, Any]:
     return options
 
 
-def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with a code object of its own: torch keeps what it compiled with the code, at most 8 versions."""
+def _called(step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: step(*args, **kwargs)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
 
-    call.__code__ = call.__code__.replace()
-    return call
+def _own_code(function: Any) -> Any:
+    """The function, with a code object of its own: torch keeps what it compiled with the code, at most 8 versions."""
+    function.__code__ = function.__code__.replace()
+    return function
 
 
 def _fits(old: Any, new: Any) -> bool:
@@ -343,25 +342,3 @@ def _compare(old: Any, new: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, torch.Size) else value
-
-
-def _materialized(leaf: Any) -> Any:
-    """A tensor in which each number has a place of its own: ``vmap(tx.init)`` returns expanded counters."""
-    if isinstance(leaf, Tensor) and any(n > 1 and s == 0 for n, s in zip(leaf.shape, leaf.stride(), strict=True)):
-        return leaf.contiguous()
-    return leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
-
-
-def _spans(leaves: list[Any]) -> list[tuple[int, int]]:
-    """The first byte of each tensor and the one after its last; nothing for those without elements."""
-    spans = []
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
-            continue
-        start = leaf.data_ptr()
-        if leaf.is_contiguous():
-            spans.append((start, start + leaf.nbytes))
-        else:
-            last = sum((n - 1) * s for n, s in zip(leaf.shape, leaf.stride(), strict=True))
-            spans.append((start, start + (last + 1) * leaf.element_size()))
-    return spans

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
-from boxopt.scale.moments import bias_correction, divide_by_root, map_wide, update_moment, zeros_like
+from boxopt.scale.moments import (
+    bias_correction,
+    look_ahead,
+    map_wide,
+    over_root,
+    times,
+    update_moment,
+    zeros_like,
+)
 
 
 class ScaleByAdamState(NamedTuple):
@@ -66,7 +74,7 @@ def scale_by_adam(
     return GradientTransformation(
         _adam_init,
         bind(_adam_update, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov),
-        bind(_adam_step_size, b1=b1, b2=b2, eps=eps, eps_root=eps_root),
+        bind(adam_step_size, b2=b2, eps=eps, eps_root=eps_root),
     )
 
 
@@ -90,44 +98,29 @@ def _adam_update(
     count = state.count + 1
     mu = update_moment(updates, state.mu, b1, 1)
     nu = update_moment(updates, state.nu, b2, 2)
-    mean_scale, over_root = bias_correction(b1, count), _over_root(count, b1, b2, eps, eps_root)
-    mean_scale_ahead = bias_correction(b1, count + 1) if nesterov else mean_scale
-
-    def direction(m: Tensor, v: Tensor, g: Tensor) -> Tensor:
-        if nesterov:  # in optax's form: the gradient enters once more
-            beta = exact.like(b1, m)
-            m = beta * m * exact.like(mean_scale / mean_scale_ahead, m) + (1 - beta) * g
-        return over_root(m, v)
-
-    return map_wide(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
+    return adam_ratio(updates, count, mu, nu, b1, b2, eps, eps_root, nesterov), ScaleByAdamState(count, mu, nu)
 
 
-def _adam_step_size(
-    state: ScaleByAdamState, step_size: Any, *, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
-) -> Any:
-    mean_scale, over_root = bias_correction(b1, state.count), _over_root(state.count, b1, b2, eps, eps_root)
+def adam_ratio(
+    updates: P,
+    count: Tensor,
+    mu: Any,
+    nu: Any,
+    b1: Scalar,
+    b2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    nesterov: bool = False,
+) -> P:
+    """Adam's update from the new moments; also of those who have another second moment."""
+    ratio = over_root(bias_correction(b1, count), bias_correction(b2, count), eps, eps_root)
+    if not nesterov:
+        return map_wide(ratio, mu, nu)
+    ahead = look_ahead(b1, count)
+    return map_wide(lambda m, v, g: ratio(ahead(m, g), v), mu, nu, updates)
 
-    def size(v: Tensor, outer: Any) -> Tensor:
-        v = exact.wide(v)
-        return over_root(exact.as_tensor(outer, v) * exact.like(mean_scale, v), v)
 
-    return tree.map(size, state.nu, tree.expand(step_size, state.nu))
-
-
-def _over_root(
-    count: Tensor, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """x/((√(v̂ + εᵣ) + ε)·(1 − β₁ᵗ)) as a function of x and v: the mean's bias is corrected without another pass."""
-    mean_scale = bias_correction(b1, count)
-    factor = exact.cast_once(mean_scale * mean_scale / bias_correction(b2, count))
-    no_eps_root = isinstance(eps_root, float | int) and eps_root == 0
-    under_root = None if no_eps_root else exact.cast_once(mean_scale * mean_scale * eps_root)
-    added = exact.cast_once(mean_scale * eps)
-
-    def over_root(x: Tensor, v: Tensor) -> Tensor:
-        square = v * factor(v)
-        if under_root is not None:
-            square = square + under_root(v)
-        return divide_by_root(x, square, added(v))
-
-    return over_root
+def adam_step_size(state: Any, step_size: Any, *, b2: Scalar, eps: Scalar, eps_root: Scalar) -> Any:
+    """The step size of Adam, and of those who have another second moment ``nu``."""
+    ratio = over_root(1.0, bias_correction(b2, state.count), eps, eps_root)
+    return times(step_size, lambda v: ratio(torch.ones_like(v), v), state.nu)

@@ -1,4 +1,4 @@
-"""Momentum."""
+"""Momentum: decaying sums and averages of gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
-from boxopt.scale.moments import map_wide, zeros_like
+from boxopt.core.values import zero_count
+from boxopt.scale.moments import bias_correction, map_wide, update_moment, zeros_like
 
 
 class TraceState(NamedTuple):
@@ -58,3 +59,56 @@ def _trace_update(updates: P, state: TraceState, params: P, *, decay: Scalar, ne
 
     new = map_wide(accumulate, state.trace, updates)
     return map_wide(accumulate, new, updates) if nesterov else new, TraceState(new)
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`.
+
+    Attributes:
+        count: The number of updates made, an int64 scalar.
+        ema: The running average of the updates.
+    """
+
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (optax's name)
+    ema: Any
+
+
+def ema(decay: Scalar, debias: bool = True) -> GradientTransformation:
+    r"""Average the updates with exponentially decaying weights.
+
+    $$ m \leftarrow \beta m + (1 - \beta) g, \qquad u = m/(1 - \beta^t) \ \text{ or } \ m $$
+
+    The step size is unchanged.
+
+    Args:
+        decay: β.
+        debias: Whether to correct the bias towards 0, where the average started.
+
+    Returns:
+        A gradient-space transformation with an `EmaState`.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.ema(0.9)
+        >>> tx.update(torch.tensor([2.0]), tx.init(torch.zeros(1)), torch.zeros(1))[0]
+        tensor([2.])
+
+    Source:
+        `optax.ema`.
+    """
+    return GradientTransformation(_ema_init, bind(_ema_update, decay=decay, debias=debias))
+
+
+def _ema_init(params: Any) -> EmaState:
+    tree.check_parameters(params)
+    return EmaState(zero_count(params), zeros_like(params))
+
+
+@elementwise
+def _ema_update(updates: P, state: EmaState, params: P, *, decay: Scalar, debias: bool) -> tuple[Any, EmaState]:
+    count = state.count + 1
+    average = update_moment(updates, state.ema, decay, 1)
+    if not debias:
+        return average, EmaState(count, average)
+    weight = exact.cast_once(1 / bias_correction(decay, count))
+    return map_wide(lambda m: m * weight(m), average), EmaState(count, average)

@@ -10,7 +10,7 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
-from boxopt.scale.moments import full_like, map_wide, safe_sqrt, update_moment, zeros_like
+from boxopt.scale.moments import full_like, map_wide, safe_sqrt, times, update_moment, zeros_like
 
 
 class ScaleByRmsState(NamedTuple):
@@ -69,7 +69,7 @@ def _rms_update(
 
 
 def _rms_step_size(state: ScaleByRmsState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
-    return _times(step_size, state.nu, lambda v: _rms_factor(v, eps, eps_in_sqrt))
+    return times(step_size, lambda v: _rms_factor(v, eps, eps_in_sqrt), state.nu)
 
 
 def _rms_factor(v: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
@@ -130,7 +130,7 @@ def _stddev_update(
 
 
 def _stddev_step_size(state: ScaleByStddevState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
-    return _times(step_size, state.nu, lambda v, m: _rms_factor(_variance(m, v), eps, eps_in_sqrt), state.mu)
+    return times(step_size, lambda v, m: _rms_factor(_variance(m, v), eps, eps_in_sqrt), state.nu, state.mu)
 
 
 def _variance(m: Tensor, v: Tensor) -> Tensor:
@@ -194,19 +194,9 @@ def _rss_update(
 
 
 def _rss_step_size(state: ScaleByRssState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
-    return _times(step_size, state.sum_of_squares, lambda s: _rss_factor(s, eps, eps_in_sqrt))
+    return times(step_size, lambda s: _rss_factor(s, eps, eps_in_sqrt), state.sum_of_squares)
 
 
 def _rss_factor(s: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
     positive = s > 0
     return torch.where(positive, _rms_factor(torch.where(positive, s, 1.0), eps, eps_in_sqrt), 0.0)
-
-
-def _times(step_size: Any, moments: Any, factor: Any, *rest: Any) -> Any:
-    """The step size times a factor computed from the moments, in the dtype for arithmetic."""
-
-    def scale(v: Tensor, size: Any, *others: Tensor) -> Tensor:
-        v = exact.wide(v)
-        return exact.like(size, v) * factor(v, *(exact.wide(other) for other in others))
-
-    return tree.map(scale, moments, tree.expand(step_size, moments), *rest)

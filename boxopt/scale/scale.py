@@ -12,6 +12,7 @@ from boxopt.core.combine import masked
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule, Schedule
 from boxopt.core.values import advance, current, init_scheduled, latest
+from boxopt.scale.moments import multiply_step_size
 
 
 def scale(step_size: Scalar) -> GradientTransformation:
@@ -106,13 +107,7 @@ def _times(update: Tensor, factor: Callable[[Tensor], Any]) -> Tensor:
 
 
 def _scale_step_size(state: Any, step_size: Any, *, factor: Any) -> Any:
-    return tree.combine(_size, latest(factor, state), step_size)
-
-
-def _size(factor: Any, step_size: Any) -> Any:
-    if isinstance(factor, Tensor) and isinstance(step_size, Tensor):
-        factor = exact.like(factor, step_size) if step_size.ndim else factor
-    return abs(factor) * step_size
+    return multiply_step_size(latest(factor, state), step_size)
 
 
 def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Any = None) -> GradientTransformation:

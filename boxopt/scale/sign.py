@@ -1,4 +1,4 @@
-"""Lion's sign of an interpolated momentum."""
+"""The sign of the gradient, and Lion's sign of an interpolated momentum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, bind, elementwise
+from boxopt.core.transform import GradientTransformation, bind, elementwise, no_state
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import map_wide, update_moment, zeros_like
 
@@ -59,3 +59,29 @@ def _lion_update(
         return torch.sign(beta * m + (1 - beta) * g)
 
     return map_wide(direction, state.mu, updates), ScaleByLionState(update_moment(updates, state.mu, b2, 1))
+
+
+def scale_by_sign() -> GradientTransformation:
+    """The sign of each number of the updates.
+
+    A sign has no metric of its own: the step size is unchanged.
+
+    Returns:
+        A gradient-space transformation without state.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> tx = bx.scale_by_sign()
+        >>> tx.update(torch.tensor([3.0, -0.1, 0.0]), tx.init(torch.zeros(3)), torch.zeros(3))[0]
+        tensor([ 1., -1.,  0.])
+
+    Source:
+        J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018;
+        `optax.scale_by_sign`.
+    """
+    return GradientTransformation(no_state, _sign_update)
+
+
+@elementwise
+def _sign_update(updates: P, state: Any, params: P) -> tuple[Any, Any]:
+    return tree.map(torch.sign, updates), state

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import a_number_each, may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.threshold import project_l1_ball
 from boxopt.sets.vectors import Dim, VectorSet, beside, precise, summation_error
@@ -303,21 +304,29 @@ def _on_sphere(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
     x, step, radius = precise(x), precise(step), precise(radius)
     is_point = radius.detach() == 0
     radius = torch.where(is_point, 1.0, radius)
-
-    def newton(multiplier: Tensor, x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
-        scale = 1 + multiplier * step
-        point = x / scale
-        square = (point * point).sum(-1, keepdim=True)
-        slope = (step * point * point / scale).sum(-1, keepdim=True)
-        usable = slope.detach() > 0
-        norm = torch.where(usable, square, 1.0).sqrt()
-        change = (norm / radius - 1) * square / torch.where(usable, slope, 1.0)
-        return multiplier + torch.where(usable, change, 0.0)
-
-    fixed = (x.detach(), step.detach(), radius.detach())
-    multiplier = ((fixed[0].abs() / fixed[2] - 1) / fixed[1]).amax(-1, keepdim=True).clamp_min(-1 + 1e-12)
-    for _ in range(_SECULAR_STEPS):
-        multiplier = newton(multiplier, *fixed)
+    multiplier = _multiplier(x.detach(), step.detach(), radius.detach())
     for _ in range(_DERIVATIVE_STEPS):
-        multiplier = newton(multiplier, x, step, radius)
+        multiplier = _newton(multiplier, x, step, radius)
     return torch.where(is_point, 0.0, x / (1 + multiplier * step)).to(dtype)
+
+
+@search("sphere_multiplier", a_number_each)
+def _multiplier(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
+    """The multiplier λ for which x/(1 + λ·step) has norm ``radius``."""
+    multiplier = ((x.abs() / radius - 1) / step).amax(-1, keepdim=True).clamp_min(-1 + 1e-12)
+    for _ in range(_SECULAR_STEPS):
+        before, multiplier = multiplier, _newton(multiplier, x, step, radius)
+        if may_stop(x) and torch.equal(before, multiplier):
+            break
+    return multiplier
+
+
+def _newton(multiplier: Tensor, x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
+    scale = 1 + multiplier * step
+    point = x / scale
+    square = (point * point).sum(-1, keepdim=True)
+    slope = (step * point * point / scale).sum(-1, keepdim=True)
+    usable = slope.detach() > 0
+    norm = torch.where(usable, square, 1.0).sqrt()
+    change = (norm / radius - 1) * square / torch.where(usable, slope, 1.0)
+    return multiplier + torch.where(usable, change, 0.0)

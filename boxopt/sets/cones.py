@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import a_number_each, may_stop, search
 from boxopt.sets.vectors import Dim, VectorSet, precise
 
 P = TypeVar("P")
@@ -72,20 +73,9 @@ class SecondOrderCone(VectorSet):
         first = torch.arange(y.shape[-1], device=y.device) == 0
         y_safe = torch.where(settled, torch.where(first, 1.0, 0.0), y)
         s_safe, ratio_safe = torch.where(settled, 0.0, s), torch.where(settled, 1.0, ratio)
-
-        def newton(t: Tensor, y: Tensor, s: Tensor, q: Tensor) -> Tensor:
-            gap = (1 + q) * t - q * s
-            term = torch.where(y == 0, 0.0, y / torch.where(y == 0, 1.0, gap))
-            square = (term * term).sum(-1, keepdim=True)
-            slope = ((1 + q) * term * term / torch.where(y == 0, 1.0, gap)).sum(-1, keepdim=True)
-            return t + (square.sqrt() - 1) * square / slope
-
-        fixed = (y_safe.detach(), s_safe.detach(), ratio_safe.detach())
-        t = ((fixed[0].abs() + fixed[2] * fixed[1]) / (1 + fixed[2])).amax(-1, keepdim=True)
-        for _ in range(_SECULAR_STEPS):
-            t = newton(t, *fixed)
+        t = _height(y_safe.detach(), s_safe.detach(), ratio_safe.detach())
         for _ in range(_DERIVATIVE_STEPS):
-            t = newton(t, y_safe, s_safe, ratio_safe)
+            t = _newton(t, y_safe, s_safe, ratio_safe)
         gap = (1 + ratio_safe) * t - ratio_safe * s_safe
         boundary = torch.cat([y_safe * t / torch.where(y_safe == 0, 1.0, gap), t], -1)
         return torch.where(inside, x, torch.where(apex, 0.0, boundary)).to(dtype)
@@ -102,3 +92,22 @@ class SecondOrderCone(VectorSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         return (torch.linalg.vector_norm(x[..., :-1], dim=-1) - x[..., -1]).clamp_min(0.0)
+
+
+@search("cone_height", a_number_each)
+def _height(y: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
+    """The last coordinate of the projection of (y, s) onto the boundary."""
+    t = ((y.abs() + ratio * s) / (1 + ratio)).amax(-1, keepdim=True)
+    for _ in range(_SECULAR_STEPS):
+        before, t = t, _newton(t, y, s, ratio)
+        if may_stop(y) and torch.equal(before, t):
+            break
+    return t
+
+
+def _newton(t: Tensor, y: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
+    gap = (1 + ratio) * t - ratio * s
+    term = torch.where(y == 0, 0.0, y / torch.where(y == 0, 1.0, gap))
+    square = (term * term).sum(-1, keepdim=True)
+    slope = ((1 + ratio) * term * term / torch.where(y == 0, 1.0, gap)).sum(-1, keepdim=True)
+    return t + (square.sqrt() - 1) * square / slope

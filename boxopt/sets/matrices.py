@@ -1,8 +1,9 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
 **Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
-of a step size that varies over the entries there is none: `_METRIC_STEPS` steps of accelerated projected gradient, the
-last of which ends in the set, come near it; the wider the range of step sizes, the less near.
+of a step size that varies over the entries there is none. With κ the ratio of the largest step size to the least, each
+step of accelerated projected gradient comes nearer by the factor $1 - 1/\sqrt\kappa$; at most `_METRIC_STEPS` are
+taken. Derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more steps from the solution.
 
 **Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
@@ -25,7 +27,8 @@ from boxopt.sets.vectors import normalized, precise
 
 P = TypeVar("P")
 
-_METRIC_STEPS = 100
+_METRIC_STEPS = 500
+_METRIC_DERIVATIVE_STEPS = 6
 
 
 class MatrixSet(ConstraintSet):
@@ -35,6 +38,7 @@ class MatrixSet(ConstraintSet):
     square: ClassVar[bool] = False
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        """The nearest matrix, [..., m, n]; numbers are of shape [...]."""
         raise NotImplementedError
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
@@ -57,12 +61,27 @@ class MatrixSet(ConstraintSet):
             wide = exact.wide(leaf)
             hyper = [exact.as_tensor(number, wide) for number in numbers]
             if isinstance(step, Tensor) and step.ndim:
-                result = _in_metric(lambda z: self._project(z, *hyper), wide, exact.like(step, wide))
+                result = self._in_metric(wide, exact.like(step, wide), *hyper)
             else:
                 result = self._project(wide, *hyper)
             return self._rounded(result, leaf)
 
         return self._map(project_leaf, x, tree.expand(step_size, x))
+
+    def _in_metric(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
+        """The projection in the metric 1/step: the minimizer over the set of Σ (x − y)²/step."""
+        weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
+        weight = weight / weight.detach().amax((-2, -1), keepdim=True)
+        radius = hyper[0].expand(y.shape[:-2])[..., None, None] if hyper else y.new_ones((*y.shape[:-2], 1, 1))
+        kind = type(self).__name__
+        point = _search_in_metric(y.detach(), weight.detach(), radius.detach(), kind)
+        if exact.is_constant(y, step, *hyper):
+            return point
+        ahead, rate = point, _momentum(weight.detach())
+        for _ in range(_METRIC_DERIVATIVE_STEPS):
+            following = self._project(ahead - weight * (ahead - y), *hyper)
+            ahead, point = following + rate * (following - point), following
+        return point
 
     def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
         return result.to(leaf.dtype)
@@ -325,15 +344,25 @@ def _polar_with_graph(x: Tensor, polar: Tensor, values: Tensor, right: Tensor) -
     return polar
 
 
-def _in_metric(project: Callable[[Tensor], Tensor], y: Tensor, step: Tensor) -> Tensor:
-    """The projection of y in the metric 1/step, by accelerated projected gradient."""
-    weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
-    weight = weight / weight.detach().amax((-2, -1), keepdim=True)
-    point = project(y)
-    ahead, momentum = point, 1.0
+def _momentum(weight: Tensor) -> Tensor:
+    """Nesterov's for a strongly convex quadratic of condition 1/min(weight), the largest weight being 1."""
+    root = weight.amin((-2, -1), keepdim=True).sqrt()
+    return (1 - root) / (1 + root)
+
+
+@search("matrix_in_metric")
+def _search_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> Tensor:
+    members = _BY_NAME[kind]()
+    hyper = (radius[..., 0, 0],) if members.numbers else ()
+    rate = _momentum(weight)
+    ahead = point = members._project(y, *hyper)
     for _ in range(_METRIC_STEPS):
-        following = project(ahead - weight * (ahead - y))
-        next_momentum = (1 + (1 + 4 * momentum * momentum) ** 0.5) / 2
-        ahead = following + (momentum - 1) / next_momentum * (following - point)
-        point, momentum = following, next_momentum
+        following = members._project(ahead - weight * (ahead - y), *hyper)
+        move = following - point
+        ahead, point = following + rate * move, following
+        if may_stop(y) and bool(move.abs().amax() <= 4 * torch.finfo(y.dtype).eps * point.abs().amax()):
+            break
     return point
+
+
+_BY_NAME: dict[str, type[MatrixSet]] = {kind.__name__: kind for kind in (PSD, SpectralBall, NuclearBall, Stiefel)}

@@ -1,10 +1,9 @@
 r"""Sets of ordered and of sparse vectors.
 
-**Isotonic regression** has the closed form $x_i = \max_{j \le i} \min_{k \ge i} \operatorname{mean}(y_j, \dots, y_k)$,
-the mean weighted with $1/\eta$. Short vectors are solved by it: n² means from cumulative sums, two cumulative extrema,
-no branch. Long ones by pooling adjacent violators in parallel: the means of neighbouring blocks that violate the order
-are merged, all at once, until none does. Either way only the blocks come from there; the values are means over blocks
-with the graph attached.
+**Isotonic regression** in the metric 1/η is the mean, weighted with 1/η, over each of some blocks of neighbours. They
+are found by pooling adjacent violators in parallel: neighbouring blocks whose means are not in order belong together,
+so that all such pairs are merged at once, until none is left. That takes few rounds, unless the data are made against
+it. Only the blocks come from there; the values are means over blocks with the graph attached.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import search
 from boxopt.sets.vectors import Dim, VectorSet, precise
 
 P = TypeVar("P")
-
-_SHORT = 256
 
 
 @tree.register(static=("decreasing", "dim"))
@@ -58,8 +56,7 @@ class Monotone(VectorSet):
         dtype, x = x.dtype, precise(x)
         weight = torch.ones_like(x) if step is None else 1 / precise(step)
         fixed, fixed_weight = x.detach(), weight.detach()
-        short = x.shape[-1] <= _SHORT or not exact.is_constant(fixed) or fixed.device.type != "cpu"
-        level = (_minimax if short else _pooled)(fixed, fixed_weight)
+        level = _levels(fixed, fixed_weight)
         # Blocks of equal values are averaged anew with the graph attached.
         jump = torch.cat([torch.zeros_like(level[..., :1]), (level[..., 1:] > level[..., :-1]).to(level.dtype)], -1)
         block = jump.cumsum(-1).long()
@@ -83,44 +80,27 @@ class Monotone(VectorSet):
         return torch.cat([gaps, torch.zeros_like(x[..., :1])], -1).amax(-1).clamp_min(0.0)
 
 
-def _minimax(x: Tensor, weight: Tensor) -> Tensor:
-    """Max over j ≤ i of min over k ≥ i of the mean of x[j..k], for each i."""
-    size = x.shape[-1]
-    zero = torch.zeros_like(x[..., :1])
-    mass = torch.cat([zero, weight.cumsum(-1)], -1)
+@search("isotonic_levels")
+def _levels(x: Tensor, weight: Tensor) -> Tensor:
+    """The isotonic regression of each vector, by pooling adjacent violators, all of them at once."""
     shift = x.mean(-1, keepdim=True)
-    sums = torch.cat([zero, (weight * (x - shift)).cumsum(-1)], -1)
-    means = (sums[..., None, 1:] - sums[..., :-1, None]) / (mass[..., None, 1:] - mass[..., :-1, None])  # [j, k]
-    index = torch.arange(size, device=x.device)
-    before = index[:, None] <= index  # j ≤ k
-    means = torch.where(before, means, torch.inf)
-    least = torch.cummin(means.flip(-1), -1).values.flip(-1)  # over k ≥ i
-    return torch.where(before, least, -torch.inf).amax(-2) + shift
-
-
-def _pooled(x: Tensor, weight: Tensor) -> Tensor:
-    """The same, by pooling adjacent violators: linear in time, a vector at a time, on a CPU, outside transforms."""
-    rows = x.reshape(-1, x.shape[-1]).tolist()
-    weights = weight.reshape(-1, x.shape[-1]).tolist()
-    result = []
-    for row, masses in zip(rows, weights, strict=True):
-        means: list[float] = []
-        sums: list[float] = []
-        counts: list[int] = []
-        for value, mass in zip(row, masses, strict=True):
-            count = 1
-            while means and means[-1] >= value:
-                other = sums.pop()
-                value = (value * mass + means.pop() * other) / (mass + other)
-                mass += other
-                count += counts.pop()
-            means.append(value)
-            sums.append(mass)
-            counts.append(count)
-        result.append(
-            torch.repeat_interleave(torch.tensor(means, dtype=x.dtype), torch.tensor(counts, dtype=torch.int64))
-        )
-    return torch.stack(result).reshape(x.shape)
+    weight = weight.expand(x.shape)
+    first = torch.zeros_like(x, dtype=torch.bool)
+    first[..., :1] = True  # vectors are laid end to end; none is pooled with the one before
+    first, mass, sums = first.flatten(), weight.flatten(), (weight * (x - shift)).flatten()
+    count = torch.ones_like(mass, dtype=torch.int64)
+    while True:
+        level = sums / mass
+        starts = first.clone()
+        starts[1:] |= level[1:] > level[:-1]  # a block no larger than the one before has its level in the solution
+        block = starts.cumsum(0) - 1
+        blocks = int(block[-1]) + 1 if len(block) else 0
+        if blocks == len(block):
+            return torch.repeat_interleave(level, count).reshape(x.shape) + shift
+        mass = mass.new_zeros(blocks).index_add_(0, block, mass)
+        sums = sums.new_zeros(blocks).index_add_(0, block, sums)
+        count = count.new_zeros(blocks).index_add_(0, block, count)
+        first = first[starts]
 
 
 @tree.register(static=("k", "dim"))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact
+from boxopt.core.search import a_number_each, may_stop, search
 
 _NEWTON_STEPS = 16
 _BRACKETED_STEPS = 40
@@ -31,16 +32,15 @@ def project_simplex(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
     """The projection onto {x ≥ 0, Σx = total} of each vector [..., n], in the metric 1/step."""
     finite = torch.finfo(y.dtype).max / 16
     y = y.clamp(-finite, finite)
-    start = _first_guess(y.detach(), step, total)
     if step is None:
-        excess = y - start  # Sterbenz: exact for the entries that can matter
+        excess = y - y.detach().amax(-1, keepdim=True) + total.detach()  # the difference of what can matter is exact
         threshold = _newton(excess.detach(), None, total.detach())
         support = excess.detach() > threshold
         count = support.sum(-1, keepdim=True).clamp_min(1)
         level = (torch.where(support, excess, 0.0).sum(-1, keepdim=True) - total) / count
         value = torch.where(support, excess - level, 0.0)
     else:
-        excess = _less(y, start, step)
+        excess = _excess_in_metric(y, step, total.detach())
         threshold = _newton(excess.detach(), step.detach(), total.detach())
         support = excess.detach() > threshold * step.detach()
         weight = torch.where(support, step, 0.0).sum(-1, keepdim=True)
@@ -50,25 +50,26 @@ def project_simplex(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
     return torch.where(value > 0, value, 0.0)
 
 
-def _first_guess(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
-    """A number at or below the root."""
-    total = total.detach()
-    if step is None:
-        return y.amax(-1, keepdim=True) - total
-    return ((y - total) / step.detach()).amax(-1, keepdim=True)
+def _excess_in_metric(y: Tensor, step: Tensor, total: Tensor) -> Tensor:
+    """The excess y − τ₀·step over the first guess, in float64 where there is one: the two may be large and near.
+
+    Rounding apart it is at most the total, which it reaches where the guess comes from: that holds for any y.
+    """
+    dtype = y.dtype
+    if y.device.type != "mps":
+        y, step, total = y.double(), step.double(), total.double()
+    guesses = (y.detach() - total) / step.detach()
+    start = guesses.amax(-1, keepdim=True)
+    excess = y - start * step
+    value = torch.where(guesses == start, total, torch.minimum(excess.detach(), total))
+    return (value if exact.is_constant(y, step) else exact.replaced(excess, value)).to(dtype)
 
 
-def _less(y: Tensor, start: Tensor, step: Tensor) -> Tensor:
-    """The excess y − start·step, in float64 where there is one: the two may be large and near each other."""
-    if y.device.type == "mps" or y.dtype == torch.float64:
-        return y - start * step
-    return (y.double() - start.double() * step.double()).to(y.dtype)
-
-
+@search("simplex_threshold", a_number_each)
 def _newton(excess: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
     """The root τ ≥ 0 of Σ max(excess − τ·step, 0) = total, from the left."""
     threshold = torch.zeros_like(excess[..., :1])
-    stop_early = exact.is_constant(excess) and excess.device.type == "cpu"
+    stop_early = may_stop(excess)
     for _ in range(2 * _NEWTON_STEPS if step is not None else _NEWTON_STEPS):
         if step is None:
             above = (excess - threshold).clamp_min_(0.0)
@@ -117,6 +118,7 @@ def project_box_hyperplane(
     return exact.clamp(torch.where(free, y - exactly * direction, resting), lower, upper)
 
 
+@search("box_hyperplane_multiplier", a_number_each)
 def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
     """The root τ of the decreasing normal·clip(y − τ·direction, lower, upper) = offset."""
     safe = torch.where(direction != 0, direction, 1.0)
@@ -149,7 +151,7 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
     )
     is_left, is_right = before <= 0, after >= 0
     trial = low + (high - low) / 2
-    stop_early = exact.is_constant(y) and y.device.type == "cpu"
+    stop_early = may_stop(y)
     for count in range(_BRACKETED_STEPS):
         value, slope = excess(trial)
         low, high = torch.where(value >= 0, trial, low), torch.where(value <= 0, trial, high)

@@ -6,7 +6,6 @@ back, hyperparameters laid out beside them, and 16-bit leaves computed in float3
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -20,8 +19,8 @@ P = TypeVar("P")
 Dim = int | tuple[int, ...] | None
 
 
-class VectorSet(ConstraintSet):
-    """A set of vectors along ``dim`` of each leaf: an integer, several, or ``None`` for the whole leaf.
+class Vectorwise:
+    """What concerns each vector along ``dim`` of each leaf: an integer, several, or ``None`` for the whole leaf.
 
     Attributes:
         dim: The dimensions that form a vector.
@@ -35,30 +34,9 @@ class VectorSet(ConstraintSet):
     numbers: ClassVar[tuple[str, ...]] = ()
     vectors: ClassVar[tuple[str, ...]] = ()
 
-    # What a subclass gives, on tensors of shape [..., n]; its hyperparameters follow, with shapes that broadcast.
-
-    def _project(self, x: Tensor, step: Tensor | None, *hyper: Tensor) -> Tensor:
-        """The projection in the metric 1/step, or the Euclidean one where step is None."""
-        raise NotImplementedError
-
-    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        """The violation of each vector, [...]."""
-        raise NotImplementedError
-
-    def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
-        """The update from params to target, exact where the set has a way to be."""
-        return target - params
-
-    # What every vector set has from it.
-
-    def check(self, params: Any) -> None:
-        tree.check_parameters(params)
-        self._map(self._check, params)
-
     def _check(self, x: Tensor, *hyper: Any) -> None:
         axes = _axes(x, self.dim)
-        size = math.prod(x.shape[axis] for axis in axes)
-        if size == 0 and x.numel() == 0 and all(x.shape[axis] == 0 for axis in axes):
+        if axes and all(x.shape[axis] == 0 for axis in axes):
             raise ValueError(f"{type(self).__name__} needs vectors with entries, got shape {tuple(x.shape)}")
         for name, value in zip((*self.numbers, *self.vectors), hyper, strict=True):
             if not isinstance(value, Tensor):
@@ -69,39 +47,6 @@ class VectorSet(ConstraintSet):
                     f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}, the shape of "
                     f"the {'parameter' if name in self.vectors else 'batch of vectors'}"
                 )
-
-    def project(self, x: P, step_size: Any = 1.0) -> P:
-        def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
-            *hyper, step = rest
-            vectors = _to_vectors(exact.wide(leaf), self.dim)
-            metric = step if isinstance(step, Tensor) and step.ndim else None
-            if metric is not None:
-                metric = normalized(_to_vectors(exact.like(metric, vectors).expand(leaf.shape), self.dim))
-            result = self._project(vectors, metric, *self._arranged(leaf, vectors, hyper))
-            return self._rounded(_from_vectors(result, leaf, self.dim), leaf)
-
-        return self._map(project_leaf, x, tree.expand(step_size, x))
-
-    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
-        def land_leaf(leaf: Tensor, *rest: Any) -> Tensor:
-            *hyper, goal = rest
-            vectors, goal = _to_vectors(leaf, self.dim), _to_vectors(goal, self.dim)
-            update = self._settle(vectors, goal, *self._arranged(leaf, precise(vectors), hyper))
-            return _from_vectors(update, leaf, self.dim)
-
-        return self._map(land_leaf, params, target)
-
-    def violation(self, x: Any) -> Tensor:
-        def largest(leaf: Tensor, *hyper: Any) -> Tensor:
-            vectors = _to_vectors(precise(leaf), self.dim)
-            each = self._violation(vectors, *self._arranged(leaf, vectors, list(hyper)))
-            return (each.amax() if each.numel() else each.new_zeros(())).to(leaf.dtype)
-
-        return tree.reduce(torch.maximum, self._map(largest, x))
-
-    def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
-        """The result of arithmetic in the leaf's dtype: no number's magnitude grows."""
-        return toward_zero(result, leaf.dtype)
 
     def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
         """Map ``function(leaf, *hyperparameters, *rest)`` over the leaves."""
@@ -137,6 +82,63 @@ class VectorSet(ConstraintSet):
                 value = value[..., None]
             arranged.append(value)
         return arranged
+
+
+class VectorSet(Vectorwise, ConstraintSet):
+    """A set of vectors along ``dim`` of each leaf."""
+
+    # What a subclass gives, on tensors of shape [..., n]; its hyperparameters follow, with shapes that broadcast.
+
+    def _project(self, x: Tensor, step: Tensor | None, *hyper: Tensor) -> Tensor:
+        """The projection in the metric 1/step, or the Euclidean one where step is None."""
+        raise NotImplementedError
+
+    def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        """The violation of each vector, [...]."""
+        raise NotImplementedError
+
+    def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
+        """The update from params to target, exact where the set has a way to be."""
+        return target - params
+
+    # What every vector set has from it.
+
+    def check(self, params: Any) -> None:
+        tree.check_parameters(params)
+        self._map(self._check, params)
+
+    def project(self, x: P, step_size: Any = 1.0) -> P:
+        def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
+            *hyper, step = rest
+            vectors = _to_vectors(exact.wide(leaf), self.dim)
+            metric = step if isinstance(step, Tensor) and step.ndim else None
+            if metric is not None:
+                metric = normalized(_to_vectors(exact.like(metric, vectors).expand(leaf.shape), self.dim))
+            result = self._project(vectors, metric, *self._arranged(leaf, vectors, hyper))
+            return self._rounded(_from_vectors(result, leaf, self.dim), leaf)
+
+        return self._map(project_leaf, x, tree.expand(step_size, x))
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        def land_leaf(leaf: Tensor, *rest: Any) -> Tensor:
+            *hyper, goal = rest
+            vectors, goal = _to_vectors(leaf, self.dim), _to_vectors(goal, self.dim)
+            update = self._settle(vectors, goal, *self._arranged(leaf, precise(vectors), hyper))
+            return _from_vectors(update, leaf, self.dim)
+
+        return self._map(land_leaf, params, target)
+
+    def violation(self, x: Any) -> Tensor:
+        def largest(leaf: Tensor, *hyper: Any) -> Tensor:
+            vectors = _to_vectors(precise(leaf), self.dim)
+            each = self._violation(vectors, *self._arranged(leaf, vectors, list(hyper)))
+            return (each.amax() if each.numel() else each.new_zeros(())).to(leaf.dtype)
+
+        return tree.reduce(torch.maximum, self._map(largest, x))
+
+    def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
+        """The result of arithmetic in the leaf's dtype: no number's magnitude grows."""
+        return toward_zero(result, leaf.dtype)
 
 
 def normalized(step: Tensor) -> Tensor:

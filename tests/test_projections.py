@@ -1,0 +1,300 @@
+"""Projections against solvers and libraries that we did not write."""
+
+import warnings
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from sklearn.isotonic import isotonic_regression
+
+import boxopt as bx
+from tests.set_registry import MATRIX, NORMAL
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import entmax
+    import jax
+    import jaxopt
+    import optax
+    import ot
+
+S = bx.sets
+COST = np.array([3.0, 1.0, 2.0])
+
+
+def vectors(n):
+    """Random and adversarial vectors, the same for every set."""
+    generator = np.random.default_rng(3)
+    normal = generator.normal(size=n)
+    return {
+        "normal": normal,
+        "large": 30 * generator.normal(size=n),
+        "zeros": np.zeros(n),
+        "ties": np.repeat([1.0, -0.5], (n + 1) // 2)[:n],
+        "all equal": np.full(n, 0.7),
+        "tiny": 1e-30 * normal,
+        "offset": 1e6 + normal,
+    }
+
+
+def matrices(shape):
+    generator = np.random.default_rng(4)
+    normal = generator.normal(size=shape)
+    return {
+        "normal": normal,
+        "large": 10 * generator.normal(size=shape),
+        "zeros": np.zeros(shape),
+        "equal singular values": np.eye(*shape) * 2.0,
+        "low rank": np.outer(np.arange(1.0, shape[0] + 1), np.ones(shape[1])),
+        "tiny": 1e-30 * normal,
+    }
+
+
+# From a set to what cvxpy calls it, given the variable.
+VECTOR_SETS = {
+    "Box": (bx.Box(-0.5, 0.25), lambda z: [z >= -0.5, z <= 0.25]),
+    "Simplex": (S.Simplex(1.25), lambda z: [z >= 0, cp.sum(z) == 1.25]),
+    "L1Ball": (S.L1Ball(1.25), lambda z: [cp.norm1(z) <= 1.25]),
+    "L2Ball": (S.L2Ball(1.25), lambda z: [cp.norm2(z) <= 1.25]),
+    "LInfBall": (S.LInfBall(1.25), lambda z: [cp.norm_inf(z) <= 1.25]),
+    "Hyperplane": (S.Hyperplane(NORMAL, 0.5), lambda z: [NORMAL.numpy() @ z == 0.5]),
+    "Halfspace": (S.Halfspace(NORMAL, 0.5), lambda z: [NORMAL.numpy() @ z <= 0.5]),
+    "Affine": (S.Affine(MATRIX, torch.tensor([0.5, -0.25])), lambda z: [MATRIX.numpy() @ z == np.array([0.5, -0.25])]),
+    "BoxHyperplane": (
+        S.BoxHyperplane(-0.5, 0.75, NORMAL, 0.5),
+        lambda z: [z >= -0.5, z <= 0.75, NORMAL.numpy() @ z == 0.5],
+    ),
+    "SecondOrderCone": (S.SecondOrderCone(), lambda z: [cp.norm2(z[:-1]) <= z[-1]]),
+    "Monotone": (S.Monotone(), lambda z: [cp.diff(z) >= 0]),
+    "Intersection": (
+        S.Intersection(S.L2Ball(1.25), bx.Box(-0.4, 0.6)),
+        lambda z: [cp.norm2(z) <= 1.25, z >= -0.4, z <= 0.6],
+    ),
+}
+MATRIX_SETS = {
+    "PSD": (S.PSD(), (4, 4), lambda z: [z >> 0, z == z.T]),
+    "SpectralBall": (S.SpectralBall(1.25), (4, 3), lambda z: [cp.sigma_max(z) <= 1.25]),
+    "NuclearBall": (S.NuclearBall(1.25), (4, 3), lambda z: [cp.normNuc(z) <= 1.25]),
+    "TransportPolytope": (
+        S.TransportPolytope(1.0, 4 / 3),
+        (4, 3),
+        lambda z: [z >= 0, cp.sum(z, axis=1) == 1, cp.sum(z, axis=0) == 4 / 3],
+    ),
+}
+# Dykstra's algorithm takes a fixed number of sweeps, and a metric over a set of matrices a fixed number of steps.
+LOOSER = {"Intersection": 1e-4}
+
+
+def reference(y, step, constraints):
+    z = cp.Variable(y.shape)
+    # Centred and scaled, so that the solver's tolerances mean something.
+    scale = max(1.0, float(np.abs(y).max()))
+    weight = np.sqrt(step.min() / step)
+    cp.Problem(cp.Minimize(cp.sum_squares(cp.multiply(weight, (z - y) / scale))), constraints(z)).solve(
+        cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13
+    )
+    return z.value
+
+
+def check(members, y, step, constraints, looser, tolerance=2e-6):
+    expected = reference(y, step, constraints)
+    scale = max(1.0, float(np.abs(expected).max()))
+    size = 1e-6 * float(np.abs(y).max()) if np.abs(y).max() > 1e5 else 0.0  # what the solver's own error comes to
+    wide = members.project(torch.tensor(y), torch.tensor(step))
+    assert np.abs(wide.numpy() - expected).max() <= (looser or tolerance) * scale + size
+    narrow = members.project(torch.tensor(y, dtype=torch.float32), torch.tensor(step, dtype=torch.float32))
+    ulp = float(np.abs(y).max()) * 1.2e-7
+    assert np.abs(narrow.numpy() - wide.numpy()).max() <= max(looser, 1e-5) * scale + 4 * ulp
+
+
+@pytest.mark.parametrize("in_metric", [False, True])
+@pytest.mark.parametrize("kind", vectors(6))
+@pytest.mark.parametrize("name", VECTOR_SETS)
+def test_vector_sets_against_cvxpy(name, kind, in_metric):
+    members, constraints = VECTOR_SETS[name]
+    y = vectors(6)[kind]
+    step = np.exp(np.random.default_rng(5).normal(size=6)) if in_metric else np.ones(6)
+    check(members, y, step, constraints, LOOSER.get(name, 0.0))
+
+
+@pytest.mark.parametrize("in_metric", [False, True])
+@pytest.mark.parametrize("kind", matrices((4, 4)))
+@pytest.mark.parametrize("name", MATRIX_SETS)
+def test_matrix_sets_against_cvxpy(name, kind, in_metric):
+    members, shape, constraints = MATRIX_SETS[name]
+    y = matrices(shape)[kind]
+    step = np.exp(0.7 * np.random.default_rng(5).normal(size=shape)) if in_metric else np.ones(shape)
+    if name == "PSD":  # whose metric, like its members, is symmetric
+        y, step = (y + y.T) / 2, np.sqrt(step * step.T)
+    check(members, y, step, constraints, 0.0, tolerance=1e-5)
+
+
+def simplex_in_long_double(y, total, step=None):
+    """By trying every threshold between neighbours, in 80-bit arithmetic."""
+    y = np.asarray(y, dtype=np.longdouble)
+    step = np.ones_like(y) if step is None else np.asarray(step, dtype=np.longdouble)
+    order = np.argsort(-y / step)
+    levels = (np.cumsum(y[order]) - total) / np.cumsum(step[order])
+    support = np.nonzero(y[order] / step[order] > levels)[0][-1]
+    return np.maximum(y - levels[support] * step, 0)
+
+
+@pytest.mark.parametrize("kind", vectors(1000))
+@pytest.mark.parametrize("in_metric", [False, True])
+def test_the_simplex_to_rounding(kind, in_metric):
+    y = vectors(1000)[kind]
+    step = np.exp(np.random.default_rng(5).normal(size=1000)) if in_metric else np.ones(1000)
+    for dtype, eps in (("float64", 2.3e-16), ("float32", 1.2e-7)):
+        at, metric = y.astype(dtype), step.astype(dtype)
+        result = S.Simplex(1.0).project(torch.tensor(at), torch.tensor(metric) if in_metric else 1.0)
+        expected = simplex_in_long_double(at, 1, metric)
+        assert np.abs(result.numpy() - expected).max() <= 8 * eps * (1e3 if in_metric else 1)
+        assert abs(float(result.double().sum()) - 1) <= 2 * 1000 * eps
+
+
+def test_one_entry():
+    one = torch.tensor([3.5], dtype=torch.float64)
+    assert S.Simplex(2.0).project(one) == 2
+    assert S.L1Ball(2.0).project(one) == pytest.approx(2)
+    assert S.L2Ball(2.0).project(one) == pytest.approx(2)
+    assert S.LInfBall(2.0).project(one) == 2
+    assert S.Monotone().project(one) == 3.5
+    assert S.BoxHyperplane(0.0, 9.0, 2.0, 3.0).project(one) == pytest.approx(1.5)
+    assert S.SecondOrderCone().project(-one) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_against_optax_and_jaxopt(dtype):
+    y = np.random.default_rng(0).normal(size=(50, 9)).astype(dtype)
+    with jax.enable_x64(dtype == "float64"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = {
+            "optax simplex": (S.Simplex(), optax.projections.projection_simplex),
+            "jaxopt simplex": (S.Simplex(), jaxopt.projection.projection_simplex),
+            "optax l1": (S.L1Ball(0.8), lambda v: optax.projections.projection_l1_ball(v, 0.8)),
+            "jaxopt l1": (S.L1Ball(0.8), lambda v: jaxopt.projection.projection_l1_ball(v, 0.8)),
+            "optax l2": (S.L2Ball(0.8), lambda v: optax.projections.projection_l2_ball(v, 0.8)),
+            "jaxopt l2": (S.L2Ball(0.8), lambda v: jaxopt.projection.projection_l2_ball(v, 0.8)),
+            "optax sphere": (S.L2Sphere(0.8), lambda v: optax.projections.projection_l2_sphere(v, 0.8)),
+            "optax linf": (S.LInfBall(0.8), lambda v: optax.projections.projection_linf_ball(v, 0.8)),
+            "jaxopt box section": (
+                S.BoxHyperplane(-0.5, 0.5, 1.0, 0.3),
+                lambda v: jaxopt.projection.projection_box_section(v, (-0.5, 0.5, np.ones(9, dtype), 0.3)),
+            ),
+            "jaxopt halfspace": (
+                S.Halfspace(1.0, 0.3),
+                lambda v: jaxopt.projection.projection_halfspace(v, (np.ones(9, dtype), 0.3)),
+            ),
+            "jaxopt hyperplane": (
+                S.Hyperplane(1.0, 0.3),
+                lambda v: jaxopt.projection.projection_hyperplane(v, (np.ones(9, dtype), 0.3)),
+            ),
+        }
+        for name, (members, project) in pairs.items():
+            expected = np.asarray(jax.vmap(project)(jax.numpy.asarray(y)))
+            result = members.project(torch.tensor(y)).numpy()
+            tolerance = 1e-9 if dtype == "float64" else 1e-5
+            assert np.abs(result - expected).max() <= tolerance, name
+
+
+def test_the_sums_of_peers_are_off_where_ours_are_right():
+    """Entries near 10⁶ in float32, whose cumulative sums peers take."""
+    y = (1e6 + np.random.default_rng(0).normal(size=1000)).astype(np.float32)
+    ours = float(S.Simplex().project(torch.tensor(y)).double().sum())
+    theirs = float(np.asarray(optax.projections.projection_simplex(jax.numpy.asarray(y))).astype(float).sum())
+    assert abs(ours - 1) <= 1e-5
+    assert abs(theirs - 1) > 1
+
+
+def test_against_sparsemax():
+    scores = torch.randn(20, 7, dtype=torch.float64)
+    torch.testing.assert_close(S.Simplex().project(scores), entmax.sparsemax(scores, dim=-1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 50, 3000])
+def test_against_scikit_learns_isotonic_regression(n):
+    generator = np.random.default_rng(n)
+    y, weight = generator.normal(size=n).cumsum() / 10 + generator.normal(size=n), np.exp(generator.normal(size=n))
+    increasing = S.Monotone().project(torch.tensor(y), torch.tensor(1 / weight))
+    np.testing.assert_allclose(increasing, isotonic_regression(y, sample_weight=weight), rtol=1e-9, atol=1e-9)
+    decreasing = S.Monotone(decreasing=True).project(torch.tensor(y))
+    np.testing.assert_allclose(decreasing, isotonic_regression(y, increasing=False), rtol=1e-9, atol=1e-9)
+
+
+def test_transport_against_pot():
+    generator = np.random.default_rng(1)
+    cost = generator.random((6, 5))
+    row, column = generator.dirichlet(np.ones(6)), generator.dirichlet(np.ones(5))
+    members = S.TransportPolytope(torch.tensor(row), torch.tensor(column), sweeps=400)
+    entropic = members.project_kl(torch.tensor(-cost), 0.05)
+    np.testing.assert_allclose(entropic, ot.sinkhorn(row, column, cost, 0.05, stopThr=1e-14), atol=1e-9)
+    # Quadratically regularized transport is the Euclidean projection of −cost/strength.
+    plan = ot.smooth.smooth_ot_dual(row, column, cost, 0.1, reg_type="l2", stopThr=1e-14, numItermax=10000)
+    np.testing.assert_allclose(members.project(torch.tensor(-cost / 0.1)), plan, atol=1e-6)
+    exact = members.project(torch.tensor(-cost / 1e-4))  # so little of it that the plan is optimal
+    assert float((exact * torch.tensor(cost)).sum()) == pytest.approx(ot.emd2(row, column, cost), rel=1e-9)
+    for plan in (entropic, exact):
+        assert float(members.violation(plan)) <= 1e-15
+
+
+def test_vectors_of_a_fixed_length_along_other_dimensions():
+    x = torch.randn(6, 3, dtype=torch.float64)
+    offset = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    kinds = {
+        "Hyperplane": lambda a, **dim: S.Hyperplane(a, 0.5, **dim),
+        "Halfspace": lambda a, **dim: S.Halfspace(a, 0.5, **dim),
+        "BoxHyperplane": lambda a, **dim: S.BoxHyperplane(-0.5, 0.75, a, 0.5, **dim),
+    }
+    for kind in kinds.values():
+        along = kind(NORMAL[:, None], dim=0).project(x)
+        torch.testing.assert_close(along, kind(NORMAL).project(x.T).T, rtol=1e-12, atol=1e-12)
+    along = S.Affine(MATRIX, offset, dim=0).project(x)
+    torch.testing.assert_close(along, S.Affine(MATRIX, offset).project(x.T).T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: S.Simplex(-1.0), "total is not negative"),
+        (lambda: S.L2Ball(float("nan")), "radius is not negative"),
+        (lambda: S.Hyperplane("normal"), "normal is a number or a tensor"),
+        (lambda: S.BoxHyperplane(1.0, 0.0), "lower > upper"),
+        (lambda: S.Affine(torch.ones(2, 3), torch.zeros(2)), "depend on each other"),
+        (lambda: S.Affine(torch.ones(3, 2), torch.zeros(3)), "m ≤ n"),
+        (lambda: S.Sparse(-1), "k is an integer"),
+        (lambda: S.TransportPolytope(torch.ones(3), torch.ones(2)), "row sums add to"),
+        (lambda: S.Intersection(3), "Intersection is of sets"),
+        (lambda: S.ByPath({"*": 3}), "ByPath maps patterns to sets"),
+        (lambda: S.PSD().check({"w": torch.zeros(2, 3)}), "leaf 'w'.*square"),
+        (lambda: S.ByPath({"bias": S.Simplex()}).check({"w": torch.zeros(2)}), "no leaf matches 'bias'"),
+        (lambda: S.Hyperplane(torch.ones(3)).check({"w": torch.zeros(2)}), "leaf 'w'.*does not broadcast"),
+        (lambda: S.from_torch(torch.distributions.constraints.lower_cholesky), "no set is known"),
+    ],
+)
+def test_clear_about_bad_input(make, message):
+    with pytest.raises((ValueError, TypeError, NotImplementedError), match=message):
+        make()
+
+
+def test_from_torch():
+    constraints = torch.distributions.constraints
+    x = torch.tensor([[-2.0, 0.5], [0.25, 3.0]])
+    for constraint in (
+        constraints.unit_interval,
+        constraints.interval(-1.0, 1.0),
+        constraints.positive,
+        constraints.greater_than(0.5),
+        constraints.less_than(0.5),
+        constraints.nonnegative,
+        constraints.simplex,
+        constraints.positive_semidefinite,
+        constraints.real_vector,
+        constraints.independent(constraints.unit_interval, 1),
+    ):
+        nearest = S.from_torch(constraint).project(x)
+        closed = nearest + 1e-6 if constraint in (constraints.positive,) else nearest
+        if constraint is constraints.positive_semidefinite:
+            closed = closed + 1e-6 * torch.eye(2)
+        strict = isinstance(constraint, type(constraints.greater_than(0.5)) | type(constraints.less_than(0.5)))
+        assert strict or constraint.check(closed).all()
