@@ -259,6 +259,8 @@ def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
 def describe(value: Any) -> str:
     """How a transformation, a schedule or a hyperparameter reads: the name of what made it, and what is bound."""
     function = value.update if isinstance(value, GradientTransformation) else value
+    if isinstance(function, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item)}' for key, item in function.items())}}}"
     if isinstance(function, Tensor):
         return repr(function) if function.ndim == 0 else f"Tensor{list(function.shape)}"
     if not callable(function) or isinstance(function, type):
@@ -311,7 +313,9 @@ def _public_name(function: FunctionType) -> str:
     ]
     fitting = (
         [name for name in public if name in (base, f"scale_by_{base}")],
+        [name for name in public if name.endswith(f"_{base}")],
         [name for name in public if name.startswith(f"{base}_")],
         [name for name in public if base.startswith(f"{name}_")],
+        [name for name in public if base in name],
     )
     return next((names[0] for names in fitting if names), base)
