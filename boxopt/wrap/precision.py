@@ -46,7 +46,7 @@ def master_weights(
     """Keep masters of 16-bit parameters in float32, so that small steps are not lost, and let the parameters follow.
 
     The inner transformation sees the masters, and its set bounds them; the parameters are the masters, rounded. A
-    rounding may leave a set that its argument is in (in bfloat16, 0.69999 becomes 0.7012): with ``within``, both are in
+    rounding may leave a set that its argument is in (in bfloat16, 0.702 becomes 0.7031): with ``within``, both are in
     the set to the last bit. Leaves of 32 and 64 bits are updated as without the wrapper.
 
     It comes last: what changed its updates would part the parameters from their masters. One sum of 16-bit numbers does
