@@ -12,7 +12,7 @@
 {'x': tensor([1.0000, 0.5000])}
 """
 
-from boxopt import diagnostics, optimizers, regularizers, schedules, sets
+from boxopt import contrib, diagnostics, optimizers, regularizers, schedules, sets
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
 from boxopt.constrain.frank_wolfe import frank_wolfe, frank_wolfe_gap
 from boxopt.constrain.mirror import exponentiated_gradient, mirror
@@ -83,9 +83,15 @@ from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
 from boxopt.scale.adan import ScaleByAdanState, scale_by_adan
+from boxopt.scale.backtracking import (
+    BacktrackingLinesearchInfo,
+    ScaleByBacktrackingLinesearchState,
+    scale_by_backtracking_linesearch,
+)
 from boxopt.scale.belief import ScaleByBeliefState, scale_by_belief, scale_by_yogi
 from boxopt.scale.centralize import centralize
 from boxopt.scale.clipping import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm
+from boxopt.scale.distance_over_gradients import ScaleByDistanceOverGradientsState, scale_by_distance_over_gradients
 from boxopt.scale.factored import FactoredState, scale_by_factored_rms
 from boxopt.scale.freezing import ZeroNansState, freeze, set_to_zero, zero_nans
 from boxopt.scale.largest_moment import ScaleByAmsgradState, scale_by_adamax, scale_by_amsgrad
@@ -95,6 +101,7 @@ from boxopt.scale.layerwise import (
     scale_by_param_block_rms,
     scale_by_trust_ratio,
 )
+from boxopt.scale.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
 from boxopt.scale.momentum import EmaState, TraceState, ema, trace
 from boxopt.scale.monitoring import MonitorState, SnapshotState, monitor, snapshot
 from boxopt.scale.noise import AddNoiseState, add_noise
@@ -115,6 +122,7 @@ from boxopt.scale.rprop import ScaleByRpropState, scale_by_rprop
 from boxopt.scale.scale import add_decayed_weights, scale, scale_by_learning_rate, scale_by_schedule
 from boxopt.scale.sign import ScaleByLionState, scale_by_lion, scale_by_sign
 from boxopt.scale.sm3 import ScaleBySM3State, scale_by_sm3
+from boxopt.scale.zoom import ScaleByZoomLinesearchState, ZoomLinesearchInfo, scale_by_zoom_linesearch
 from boxopt.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -156,6 +164,7 @@ __all__ = [
     "AddNoiseState",
     "ApplyEvery",
     "ApplyIfFiniteState",
+    "BacktrackingLinesearchInfo",
     "Box",
     "CompiledStep",
     "ConditionallyMaskState",
@@ -184,7 +193,10 @@ __all__ = [
     "ScaleByAdamState",
     "ScaleByAdanState",
     "ScaleByAmsgradState",
+    "ScaleByBacktrackingLinesearchState",
     "ScaleByBeliefState",
+    "ScaleByDistanceOverGradientsState",
+    "ScaleByLBFGSState",
     "ScaleByLionState",
     "ScaleByNovogradState",
     "ScaleByOptimisticGradientState",
@@ -193,10 +205,12 @@ __all__ = [
     "ScaleByRssState",
     "ScaleBySM3State",
     "ScaleByStddevState",
+    "ScaleByZoomLinesearchState",
     "SnapshotState",
     "StochasticRoundingState",
     "TraceState",
     "ZeroNansState",
+    "ZoomLinesearchInfo",
     "active",
     "adabelief",
     "adadelta",
@@ -226,6 +240,7 @@ __all__ = [
     "conditionally_mask",
     "conditionally_transform",
     "constant_schedule",
+    "contrib",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "diagnostics",
@@ -254,6 +269,7 @@ __all__ = [
     "join_schedules",
     "lamb",
     "lars",
+    "lbfgs",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
@@ -301,8 +317,11 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_adan",
     "scale_by_amsgrad",
+    "scale_by_backtracking_linesearch",
     "scale_by_belief",
+    "scale_by_distance_over_gradients",
     "scale_by_factored_rms",
+    "scale_by_lbfgs",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_novograd",
@@ -320,6 +339,7 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "scale_by_zoom_linesearch",
     "schedules",
     "set_to_zero",
     "sets",

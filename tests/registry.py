@@ -125,6 +125,42 @@ def small_first(step: Any) -> Any:
     return step < 2
 
 
+def loss(params: Any) -> torch.Tensor:
+    """What transformations are told that ask for a value."""
+    leaves = [x for x in torch.utils._pytree.tree_leaves(params) if x is not None]
+    return sum(
+        (0.7 * (x - 0.1).to(torch.promote_types(x.dtype, torch.float32)).square().sum() for x in leaves),
+        torch.zeros(()),
+    )
+
+
+def one_example(updates: Any, params: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda u: None if u is None else u[None], updates)
+
+
+def slope(params: Any, step: int) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: None if x is None else 1.4 * (x - 0.1), params)
+
+
+def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, asks: tuple[str, ...]) -> Any:
+    extra = {
+        "value": lambda: loss(params),
+        "grad": lambda: updates,
+        "value_fn": lambda: loss,
+        "obj_fn": lambda: loss,
+        "grad_fn": lambda: slope,
+    }
+    return transformation.update(updates, state, params, **{name: extra[name]() for name in asks})
+
+
+def told(transformation: bx.GradientTransformation, *asks: str) -> bx.GradientTransformation:
+    """A transformation that is told by the test what it asks its caller for."""
+    update = partial(_told_update, transformation=transformation, asks=asks)
+    return bx.GradientTransformation(transformation.init, update, transformation.step_size)
+
+
+OVER_ALL = {"stacked": "its norms and products are over all that it is given"}
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -223,6 +259,10 @@ ENTRIES = [
     E_(("project",), lambda h: bx.project(h.box), lands="closed"),
     E_(("barrier",), lambda h: bx.barrier(h.box, h.mu), lands="strictly"),
     E_(("barrier", "schedule"), lambda h: bx.barrier(h.box, bx.exponential_decay(h.mu, 10, 0.5)), lands="strictly"),
+    E_(("barrier", "L2Ball"), lambda h: bx.barrier(bx.sets.L2Ball(1.0 + h.weight, None), h.mu), quick=True),
+    E_(
+        ("add_barrier", "L2Ball"), lambda h: bx.add_barrier(bx.sets.L2Ball(1.0 + h.weight, None), h.mu, 0.1), quick=True
+    ),
     E_(("penalize",), lambda h: bx.penalize(h.box, h.weight)),
     E_(("penalize", "exact"), lambda h: bx.penalize(h.box, h.weight, "exact")),
     E_(("penalize", "huber"), lambda h: bx.penalize(h.box, h.weight, "huber", delta=0.5)),
@@ -269,12 +309,12 @@ ENTRIES = [
     E_(
         ("mirror",),
         lambda h: bx.chain(bx.adam(h.lr), bx.mirror(bx.sets.Simplex(h.weight))),
+        quick=True,
         exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
     ),
     E_(
         ("exponentiated_gradient",),
         lambda h: bx.exponentiated_gradient(h.lr, bx.sets.Simplex(h.weight)),
-        quick=True,
         exempt={"stacked": "a number alone is a vector of one entry", "empty tensor": "no weights can have a sum"},
     ),
     E_(("masked",), lambda h: bx.masked(bx.adam(h.lr), even_mask)),
@@ -357,6 +397,148 @@ ENTRIES = [
         quick=True,
     ),
     E_(("packed", "flatten"), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
+    *[
+        E_(names, build, quick=True, exempt=exempt)
+        for names, build, exempt in [
+            (
+                ("contrib.acprop", "scale_by_acprop"),
+                lambda h: bx.contrib.acprop(h.lr, b2=h.weight, weight_decay=0.1),
+                {},
+            ),
+            (("contrib.ademamix", "scale_by_ademamix"), lambda h: bx.contrib.ademamix(h.lr, alpha=h.weight), {}),
+            (
+                ("contrib.simplified_ademamix", "scale_by_simplified_ademamix"),
+                lambda h: bx.contrib.simplified_ademamix(h.lr, alpha=h.weight),
+                {},
+            ),
+            (("contrib.adopt", "scale_by_adopt"), lambda h: bx.contrib.adopt(h.lr, h.weight, nesterov=True), {}),
+            (("contrib.cocob", "scale_by_cocob"), lambda h: bx.contrib.cocob(h.lr, weight_decay=h.weight), {}),
+            (("contrib.madgrad", "scale_by_madgrad"), lambda h: bx.contrib.madgrad(h.lr, h.weight), {}),
+            (("contrib.dog", "scale_by_dog"), lambda h: bx.contrib.dog(h.lr, ("heuristic", h.weight)), OVER_ALL),
+            (
+                ("contrib.dog", "learning_rate"),
+                lambda h: bx.contrib.dog(schedule(h), ("learning_rate", h.weight), weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (("contrib.dowg", "scale_by_dowg"), lambda h: bx.contrib.dowg(h.lr, h.weight), OVER_ALL),
+            (
+                ("scale_by_distance_over_gradients",),
+                lambda h: bx.scale_by_distance_over_gradients(h.weight, global_scale=h.lr),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.dadapt_adamw",),
+                lambda h: bx.contrib.dadapt_adamw(h.lr, (0.9, 0.8), estim_lr0=h.weight, weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.prodigy",),
+                lambda h: bx.contrib.prodigy(schedule(h), (0.9, 0.8), estim_lr0=h.weight, weight_decay=0.1),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.mechanize",),
+                lambda h: bx.chain(bx.contrib.mechanize(bx.adam(h.lr), h.weight, 0.1, 0.1), bx.project(h.box)),
+                OVER_ALL,
+            ),
+            (("contrib.momo",), lambda h: told(bx.contrib.momo(h.lr, weight_decay=h.weight), "value"), OVER_ALL),
+            (
+                ("contrib.momo_adam",),
+                lambda h: told(bx.contrib.momo_adam(h.lr, weight_decay=h.weight, adapt_lower_bound=True), "value"),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.reduce_on_plateau",),
+                lambda h: told(
+                    bx.chain(bx.sgd(h.lr), bx.contrib.reduce_on_plateau(h.weight, 1, min_scale=h.mu)), "value"
+                ),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.muon", "scale_by_muon"),
+                lambda h: bx.contrib.muon(h.lr, beta=h.weight, weight_decay=0.1),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
+                ("contrib.schedule_free",),
+                lambda h: bx.chain(
+                    bx.contrib.schedule_free(bx.adam(h.lr, b1=0.0), schedule(h), h.weight), bx.project(h.box)
+                ),
+                {},
+            ),
+            (("contrib.schedule_free_sgd",), lambda h: bx.contrib.schedule_free_sgd(h.lr, 5, h.weight, 0.1), {}),
+            (("contrib.schedule_free_adamw",), lambda h: bx.contrib.schedule_free_adamw(h.lr, 5, h.weight), {}),
+            (
+                ("contrib.sophia", "hutchinson_estimator_diag_hessian"),
+                lambda h: told(bx.contrib.sophia(h.lr, gamma=h.weight, clip_threshold=2.0, eps=h.mu), "obj_fn"),
+                {"stacked": "the random signs of a stack are others than those of its members"},
+            ),
+            (
+                ("contrib.galore", "scale_by_galore"),
+                lambda h: bx.contrib.galore(h.lr, 1, 2, h.weight, weight_decay=0.1),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
+                ("contrib.dpsgd", "differentially_private_aggregate"),
+                lambda h: bx.chain(bx.stateless(one_example), bx.contrib.dpsgd(h.lr, h.weight, h.mu, 3, 0.9)),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.split_real_and_imaginary",),
+                lambda h: bx.contrib.split_real_and_imaginary(bx.chain(bx.adam(h.lr), bx.project(h.box))),
+                {"real parameters": "complex ones are what it is for"},
+            ),
+            (("scale_by_lbfgs",), lambda h: bx.chain(bx.scale_by_lbfgs(3), bx.scale(h.lr)), OVER_ALL),
+            (
+                ("scale_by_backtracking_linesearch",),
+                lambda h: told(
+                    bx.chain(
+                        bx.sgd(h.lr),
+                        bx.scale_by_backtracking_linesearch(3, max_learning_rate=h.weight, store_grad=True),
+                    ),
+                    "value",
+                    "grad",
+                    "value_fn",
+                ),
+                OVER_ALL,
+            ),
+            (
+                ("lbfgs", "scale_by_zoom_linesearch"),
+                lambda h: told(
+                    bx.lbfgs(h.lr, 2, linesearch=bx.scale_by_zoom_linesearch(3)), "value", "grad", "value_fn"
+                ),
+                OVER_ALL | {"derivative": "the learning rate that the search finds is a constant to derivatives"},
+            ),
+            (
+                ("contrib.shampoo", "scale_by_shampoo"),
+                lambda h: bx.contrib.shampoo(h.lr, b2=h.weight, eps=0.05, block_size=2),
+                {"stacked": "each leaf has matrices of its own"},
+            ),
+            (
+                ("contrib.soap", "scale_by_soap"),
+                lambda h: bx.contrib.soap(h.lr, h.weight, precondition_frequency=2, block_size=2),
+                {"stacked": "what counts as a matrix has two dimensions"},
+            ),
+            (
+                ("contrib.sam", "normalize"),
+                lambda h: bx.contrib.sam(bx.adam(h.lr), bx.chain(bx.contrib.normalize(), bx.sgd(h.weight))),
+                OVER_ALL,
+            ),
+            (
+                ("contrib.sam", "opaque"),
+                lambda h: told(
+                    bx.contrib.sam(
+                        bx.chain(bx.adam(h.lr), bx.project(h.box)),
+                        bx.chain(bx.contrib.normalize(), bx.sgd(h.weight)),
+                        opaque_mode=True,
+                    ),
+                    "grad_fn",
+                ),
+                OVER_ALL,
+            ),
+        ]
+    ],
+    E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
         lambda h: bx.packed(
@@ -465,6 +647,13 @@ OTHERS = {
     "MasterWeightsState": "a state",
     "MultiStepsState": "a state",
     "StochasticRoundingState": "a state",
+    "ScaleByDistanceOverGradientsState": "a state",
+    "BacktrackingLinesearchInfo": "a state",
+    "ScaleByBacktrackingLinesearchState": "a state",
+    "ScaleByLBFGSState": "a state",
+    "ScaleByZoomLinesearchState": "a state",
+    "ZoomLinesearchInfo": "a state",
+    "contrib": "a module",
     "diagnostics": "a module",
     "optimizers": "a module",
     "regularizers": "a module",

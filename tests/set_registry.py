@@ -12,6 +12,7 @@ S = bx.sets
 _generator = torch.Generator().manual_seed(7)
 NORMAL = torch.randn(6, generator=_generator, dtype=torch.float64)
 MATRIX = torch.randn(2, 6, generator=_generator, dtype=torch.float64)
+ROWS = torch.cat([MATRIX, torch.randn(6, 6, generator=_generator, dtype=torch.float64)])
 
 
 class Numbers(NamedTuple):
@@ -62,6 +63,12 @@ SETS = [
     E_("Hyperplane", lambda h: S.Hyperplane(NORMAL, h.offset)),
     E_("Halfspace", lambda h: S.Halfspace(NORMAL, h.offset), exact=True),
     E_("Affine", lambda h: S.Affine(MATRIX, torch.tensor([0.5, -0.25], dtype=torch.float64)), tolerance=1e3),
+    E_(
+        "Polyhedron",
+        lambda h: S.Polyhedron(ROWS, h.offset + torch.ones(8, dtype=torch.float64)),
+        exact=True,
+        metric=1e-7,
+    ),
     E_("BoxHyperplane", lambda h: S.BoxHyperplane(-0.5, 0.75, NORMAL, h.offset)),
     E_("SecondOrderCone", lambda h: S.SecondOrderCone(), exact=True),
     E_("Monotone", lambda h: S.Monotone(), exact=True),

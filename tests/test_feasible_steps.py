@@ -139,6 +139,25 @@ def test_frank_wolfe_step_sizes():
     torch.testing.assert_close(falling.update(gradient, state, x)[0], torch.tensor([-0.25, 0.25]))
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 3, 3)])
+@pytest.mark.parametrize("ball", [S.SpectralBall(1.25), S.NuclearBall(1.25)], ids=["spectral", "nuclear"])
+def test_linear_minimizers_of_matrix_balls(ball, shape):
+    """Least by von Neumann's inequality, with derivatives to the second order, finite where singular values tie."""
+    gradient = draw(shape, 5).requires_grad_()
+    values = torch.linalg.svdvals(gradient)
+    least = -1.25 * (values.sum(-1) if isinstance(ball, S.SpectralBall) else values[..., 0])
+    for minimizer in (ball.linear_minimizer(gradient), ball.linear_minimizer(gradient.detach())):
+        torch.testing.assert_close((gradient * minimizer).sum((-2, -1)), least)
+        assert float(ball.violation(minimizer.detach())) < 1e-14
+    assert torch.autograd.gradcheck(ball.linear_minimizer, gradient)
+    assert torch.autograd.gradgradcheck(ball.linear_minimizer, gradient)
+    for tied in (torch.zeros(shape), torch.eye(*shape[-2:]).expand(shape)):
+        tied = tied.double().clone().requires_grad_()
+        minimizer = ball.linear_minimizer(tied)
+        assert torch.isfinite(torch.autograd.grad((minimizer * draw(shape, 6)).sum(), tied)[0]).all()
+        torch.testing.assert_close(ball.linear_minimizer(tied.detach()), minimizer.detach())
+
+
 def test_frank_wolfe_refuses_what_it_cannot_do():
     with pytest.raises(TypeError, match="Affine has no linear minimizer"):
         bx.frank_wolfe(S.Affine(torch.ones(1, 3), torch.ones(1)))
@@ -148,6 +167,8 @@ def test_frank_wolfe_refuses_what_it_cannot_do():
         bx.frank_wolfe(bx.Box(0.0, 1.0), lipschitz=-1.0)
     with pytest.raises(ValueError, match=r"leaf 'a'.*bounded set"):
         bx.frank_wolfe(S.NonNegative()).init({"a": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"leaf 'b'.*bounded set"):
+        bx.frank_wolfe(S.ByPath({"a": S.Simplex()})).init({"a": torch.zeros(2), "b": torch.zeros(2)})
     with pytest.raises(ValueError, match="comes after"):
         bx.chain(bx.frank_wolfe(bx.Box(0.0, 1.0)), bx.scale(0.5))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from boxopt.constrain.project import _constraint_init
 from boxopt.core import exact, tree
 from boxopt.core.combine import chain
+from boxopt.core.search import a_number_each, may_stop, search
 from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P, ScalarOrSchedule
 from boxopt.scale.scale import scale_by_learning_rate
@@ -24,7 +25,7 @@ from boxopt.sets.base import ConstraintSet
 from boxopt.sets.simplex import Simplex
 from boxopt.sets.vectors import normalized
 
-_NEWTON_STEPS = 16
+_NEWTON_STEPS = 40
 _DERIVATIVE_STEPS = 2
 
 
@@ -122,38 +123,40 @@ def _multiplied(x: Tensor, update: Tensor, step: Any, total: Tensor) -> Tensor:
     """The mirror step of each vector [..., n]."""
     most = torch.finfo(x.dtype).max / 16
     positive = x > 0
-    logits = torch.where(positive, x, 1.0).log() + update.clamp(-most, most)
+    logits = torch.where(positive, torch.where(positive, x, 1.0).log() + update.clamp(-most, most), -torch.inf)
     if isinstance(step, Tensor):
         step = normalized(step)
-        logits = logits - _multiplier(logits, positive, step, total) * step
-    weights, _ = _shares(logits, positive)
-    return weights * total
+        goal = torch.where(total > 0, total, 1.0).log()
+        multiplier = _multiplier(logits.detach(), step.detach(), goal.detach())
+        for _ in range(_DERIVATIVE_STEPS):
+            multiplier = _newton(multiplier, logits, step, goal)
+        logits = logits - multiplier * step
+    return _shares(logits)[0] * total
 
 
-def _multiplier(logits: Tensor, positive: Tensor, step: Tensor, total: Tensor) -> Tensor:
-    """The root τ of log Σ exp(logits − τ·step) = log total, [..., 1]; its last steps carry the derivative."""
-    goal = torch.where(total > 0, total, 1.0).log()
-
-    def newton(root: Tensor, logits: Tensor, step: Tensor, goal: Tensor) -> Tensor:
-        shares, level = _shares(logits - root * step, positive)
-        slope = (shares * step).sum(-1, keepdim=True)
-        return root + (level - goal) / torch.where(slope > 0, slope, 1.0)
-
-    fixed = logits.detach(), step.detach(), goal.detach()
-    root = torch.where(positive, (fixed[0] - fixed[2]) / fixed[1], -torch.inf).amax(-1, keepdim=True)
+@search("entropic_multiplier", a_number_each)
+def _multiplier(logits: Tensor, step: Tensor, goal: Tensor) -> Tensor:
+    """The root τ of log Σ exp(logits − τ·step) = goal, from the left."""
+    root = ((logits - goal) / step).amax(-1, keepdim=True)  # where the largest term alone reaches the goal
     root = torch.where(root > -torch.inf, root, 0.0)
     for _ in range(_NEWTON_STEPS):
-        root = torch.maximum(newton(root, *fixed), root)
-    for _ in range(_DERIVATIVE_STEPS):
-        root = newton(root, logits, step, goal)
+        before, root = root, torch.maximum(_newton(root, logits, step, goal), root)
+        if may_stop(logits) and torch.equal(before, root):
+            break
     return root
 
 
-def _shares(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax and the log Σ exp over the entries that are positive; zeros where there is none."""
-    largest = torch.where(positive, logits.detach(), -torch.inf).amax(-1, keepdim=True)
+def _newton(root: Tensor, logits: Tensor, step: Tensor, goal: Tensor) -> Tensor:
+    shares, level = _shares(logits - root * step)
+    slope = (shares * step).sum(-1, keepdim=True)
+    return root + (level - goal) / torch.where(slope > 0, slope, 1.0)
+
+
+def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax and the log Σ exp over each vector; zeros where all logits are −inf."""
+    largest = logits.detach().amax(-1, keepdim=True)
     largest = torch.where(largest > -torch.inf, largest, 0.0)
-    powers = torch.where(positive, logits - largest, -torch.inf).exp()
+    powers = (logits - largest).exp()
     sum_ = powers.sum(-1, keepdim=True)
     sum_ = torch.where(sum_ > 0, sum_, 1.0)
     return powers / sum_, largest + sum_.log()

@@ -161,6 +161,15 @@ def _kinds(transformation: GradientTransformation) -> set[str]:
     return set() if is_identity(transformation) else {"gradient"}
 
 
+def refuse_finished(wrapper: str, transformation: GradientTransformation) -> None:
+    """Raise a ``ValueError`` if a wrapper that changes updates would be given finished steps into a set."""
+    if "step" in _kinds(transformation):
+        raise ValueError(
+            f"{wrapper} changes the updates of what it wraps, which ends in a finished step into a set: it could carry "
+            f"the parameters out again. Put the step after: chain({wrapper}(...), project(...))."
+        )
+
+
 def _describe(transformation: GradientTransformation) -> str:
     function = getattr(transformation.update, "func", transformation.update)
     if function is _on_leaves_update:

@@ -9,6 +9,7 @@ from boxopt.sets.from_torch import from_torch
 from boxopt.sets.intersection import ByPath, Intersection
 from boxopt.sets.matrices import PSD, NuclearBall, SpectralBall, Stiefel
 from boxopt.sets.orders import Monotone, Sparse
+from boxopt.sets.polyhedron import Polyhedron
 from boxopt.sets.simplex import Simplex
 from boxopt.sets.transport import TransportPolytope
 
@@ -29,6 +30,7 @@ __all__ = [
     "Monotone",
     "NonNegative",
     "NuclearBall",
+    "Polyhedron",
     "SecondOrderCone",
     "Simplex",
     "Sparse",

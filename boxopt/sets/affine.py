@@ -14,7 +14,10 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.values import is_true
+from boxopt.sets.barriers import prox_halfspace
 from boxopt.sets.box import Box
+from boxopt.sets.interior import InteriorSet, upward
+from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
 from boxopt.sets.threshold import project_box_hyperplane
 from boxopt.sets.vectors import Dim, VectorSet, precise
 
@@ -72,10 +75,12 @@ class Hyperplane(_OneRow):
 
 @tree.register("normal", "offset", static=("dim",))
 @dataclass(frozen=True, eq=False)
-class Halfspace(_OneRow):
+class Halfspace(_OneRow, InteriorSet):
     r"""The set $\{a \cdot x \le b\}$ for each vector along ``dim``.
 
     What it returns satisfies the inequality evaluated in float64. **Derivative.** On the boundary that of the identity.
+
+    **Barrier.** −log(b − a·x); ``relax`` is in the units of a·x.
 
     Args:
         normal: a: a tensor that broadcasts to the leaf, a number (all entries alike), or a pytree prefix.
@@ -131,43 +136,24 @@ class Halfspace(_OneRow):
 
         return self._each(drop, x, gradients)
 
-    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
-        """−log(b − a·x), extended quadratically where the slack is below ``relax``."""
-        from boxopt.sets.log_barrier import relaxed_log
+    def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        offset, normal = hyper
+        return _excess(x, normal, offset) < 0
 
-        def value(leaf: Tensor, offset: Tensor, normal: Tensor) -> Tensor:
-            slack = -_excess(leaf, normal, offset).to(leaf.dtype)
-            return relaxed_log(slack, exact.as_tensor(relax, leaf)).expand(leaf.shape) / leaf.shape[-1]
+    def _inwards(self, x: Tensor, dtype: torch.dtype, *hyper: Tensor) -> Tensor:
+        return torch.where(hyper[1] > 0, -upward(-x, dtype), upward(x, dtype))
 
-        return tree.reduce(torch.add, tree.map(torch.sum, self._each(value, x)))
+    def _barrier(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        offset, normal = hyper
+        return relaxed_log(-_excess(x, normal, offset), relax).squeeze(-1)
 
-    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
-        from boxopt.sets.log_barrier import relaxed_log_slope
+    def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        offset, normal = hyper
+        return -normal * relaxed_log_slope(-_excess(x, normal, offset), relax)
 
-        def slope(leaf: Tensor, offset: Tensor, normal: Tensor) -> Tensor:
-            slack = -_excess(leaf, normal, offset).to(leaf.dtype)
-            return -normal * relaxed_log_slope(slack, exact.as_tensor(relax, leaf))
-
-        return self._each(slope, x)
-
-    def prox_barrier(self, y: P, tau: Any) -> P:
-        r"""The minimizer of ½‖x − y‖²/τ − log(b − a·x).
-
-        It is $x = y - \tau a/s$, with the slack $s$ the positive root of $s^2 - s_y s - a\cdot\tau a = 0$.
-        """
-
-        def solve(y: Tensor, tau: Any, offset: Tensor, normal: Tensor) -> Tensor:
-            tau = exact.as_tensor(tau, y)
-            slack = -_excess(y, normal, offset)
-            pull = (precise(normal) * precise(tau * normal)).expand(y.shape).sum(-1, keepdim=True)
-            large = slack.abs() + torch.sqrt(slack * slack + 4 * pull)
-            safe = torch.where(large > 0, large, 1.0)
-            # a·x = b − s: the move is (slack of x − slack of y) along τa, without cancellation where slack is negative.
-            gain = torch.where(slack > 0, 2 * pull / safe, (large + slack.abs()) / 2)
-            share = torch.where(pull > 0, gain / torch.where(pull > 0, pull, 1.0), 0.0)
-            return y - share.to(y.dtype) * tau * normal
-
-        return self._each(solve, y, tree.expand(tau, y))
+    def _prox_barrier(self, y: Tensor, tau: Tensor, *hyper: Tensor) -> Tensor:
+        offset, normal = hyper
+        return prox_halfspace(y, tau, normal, offset)
 
 
 @tree.register("matrix", "offset", "factor", static=("dim",))

@@ -23,6 +23,10 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.search import a_number_each, may_stop, search
 from boxopt.core.values import check_nonnegative
+from boxopt.sets.barriers import prox_ball
+from boxopt.sets.box import Box
+from boxopt.sets.interior import InteriorSet
+from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
 from boxopt.sets.threshold import project_l1_ball
 from boxopt.sets.vectors import Dim, VectorSet, beside, precise, summation_error
 
@@ -72,10 +76,12 @@ class _Ball(VectorSet):
 
 @tree.register("radius", static=("dim",))
 @dataclass(frozen=True, eq=False)
-class L2Ball(_Ball):
+class L2Ball(_Ball, InteriorSet):
     r"""The set $\{\|x\|_2 \le r\}$ for each vector along ``dim``.
 
     **Derivative.** On the sphere, that of the identity, as inside. With radius 0 the result is 0.
+
+    **Barrier.** −log(r² − ‖x‖²); ``relax`` is a fraction of r².
 
     Args:
         radius: r ≥ 0: a number, a tensor that broadcasts to the leaf's shape without ``dim``, or a pytree prefix.
@@ -123,6 +129,19 @@ class L2Ball(_Ball):
             return self._fit(-radius * _unit(gradient, torch.zeros_like(gradient)), radius)
 
         return self._each(opposite, gradients)
+
+    def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        return self._norm(x) * (1 + 4 * torch.finfo(x.dtype).eps) < hyper[0]
+
+    def _barrier(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        return relaxed_log(hyper[0] ** 2 - (x * x).sum(-1, keepdim=True), relax * hyper[0] ** 2).squeeze(-1)
+
+    def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        slack = hyper[0] ** 2 - (x * x).sum(-1, keepdim=True)
+        return -2 * x * relaxed_log_slope(slack, relax * hyper[0] ** 2)
+
+    def _prox_barrier(self, y: Tensor, tau: Tensor, *hyper: Tensor) -> Tensor:
+        return prox_ball(y, tau, hyper[0])
 
 
 @tree.register("radius", static=("dim",))
@@ -197,7 +216,17 @@ class LInfBall(_Ball):
         return self._as_box(exact.clamp, x)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
-        return self._as_box(lambda x, low, high, goal: exact.land(x, goal, low, high), params, target)
+        return self._as_box(lambda x, low, high, goal: Box(low, high).land(x, goal, strictly=strictly), params, target)
+
+    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
+        return tree.reduce(torch.add, self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x))
+
+    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
+        return self._as_box(lambda x, low, high: Box(low, high).barrier_gradient(x, relax), x)
+
+    def prox_barrier(self, y: P, tau: Any) -> P:
+        step = tree.expand(tau, y)
+        return self._as_box(lambda y, low, high, tau: Box(low, high).prox_barrier(y, tau), y, step)
 
     def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves; the bounds are rounded inwards."""

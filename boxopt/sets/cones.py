@@ -20,7 +20,10 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.search import a_number_each, may_stop, search
-from boxopt.sets.vectors import Dim, VectorSet, precise
+from boxopt.sets.barriers import prox_cone
+from boxopt.sets.interior import InteriorSet, toward_zero, upward
+from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
+from boxopt.sets.vectors import Dim, precise
 
 P = TypeVar("P")
 
@@ -30,12 +33,14 @@ _DERIVATIVE_STEPS = 2
 
 @tree.register(static=("dim",))
 @dataclass(frozen=True, eq=False)
-class SecondOrderCone(VectorSet):
+class SecondOrderCone(InteriorSet):
     r"""The set $\{(x, t): \|x\|_2 \le t\}$ for each vector along ``dim``, whose last entry is t.
 
     Results satisfy the inequality when it is evaluated in float64.
 
     **Derivative.** On the boundary that of the identity; at and below the apex 0.
+
+    **Barrier.** −log(t² − ‖x‖²) = −log(t − ‖x‖) − log(t + ‖x‖), each of them continued where it is below ``relax``.
 
     Args:
         dim: The dimension of the vectors; several; or ``None`` for whole leaves.
@@ -92,6 +97,47 @@ class SecondOrderCone(VectorSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         return (torch.linalg.vector_norm(x[..., :-1], dim=-1) - x[..., -1]).clamp_min(0.0)
+
+    def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x[..., :-1], dim=-1, keepdim=True)
+        return norm * (1 + 4 * torch.finfo(x.dtype).eps) < x[..., -1:]
+
+    def _inwards(self, x: Tensor, dtype: torch.dtype, *hyper: Tensor) -> Tensor:
+        return torch.cat([toward_zero(x[..., :-1], dtype), upward(x[..., -1:], dtype)], -1)
+
+    def _barrier(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        norm, t = _norm(x[..., :-1]), x[..., -1:]
+        near, far = t - norm, t + norm
+        square = (x[..., :-1] ** 2).sum(-1, keepdim=True)
+        # On one side of the wall for both, the sum depends on the norm through its square alone: smooth at 0.
+        delta = torch.where(relax > 0, relax, 1.0)
+        both = (t * t + square) / delta**2 - 4 * t / delta + 3 - 2 * torch.log(delta)
+        smooth = torch.where(near >= relax, t * t - square, 1.0)
+        mixed = (near < relax) & (far >= relax) | (relax <= 0)
+        value = torch.where(near >= relax, -torch.log(torch.where(smooth > 0, smooth, 1.0)), both)
+        return torch.where(mixed & (near < relax), relaxed_log(near, relax) + relaxed_log(far, relax), value).squeeze(
+            -1
+        )
+
+    def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        norm, t = _norm(x[..., :-1]), x[..., -1:]
+        near, far = t - norm, t + norm
+        slope_near, slope_far = relaxed_log_slope(near, relax), relaxed_log_slope(far, relax)
+        delta = torch.where(relax > 0, relax, 1.0)
+        determinant = torch.where(near >= relax, t * t - norm * norm, 1.0)
+        smooth = 2 / torch.where(determinant > 0, determinant, 1.0)
+        mixed = (slope_far - slope_near) / torch.where(norm > 0, norm, 1.0)
+        rate = torch.where(near >= relax, smooth, torch.where(far < relax, 2 / delta**2, mixed))
+        return torch.cat([rate * x[..., :-1], slope_near + slope_far], -1)
+
+    def _prox_barrier(self, y: Tensor, tau: Tensor, *hyper: Tensor) -> Tensor:
+        return prox_cone(y, tau)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The norm, with derivative 0 at 0."""
+    square = (x * x).sum(-1, keepdim=True)
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
 
 
 @search("cone_height", a_number_each)

@@ -159,7 +159,11 @@ class ByPath(ConstraintSet):
         return self._with_free(lambda member, group, g: member.tangent(group, g), x, gradients)
 
     def linear_minimizer(self, gradients: P) -> P:
-        return self._map(lambda member, group: member.linear_minimizer(group), gradients)
+        """That of each set; infinite in leaves that are free, where a linear function has no least value."""
+        nowhere = tree.map(
+            lambda g: torch.where(g == 0, 0.0, torch.copysign(torch.full_like(g, torch.inf), -g)), gradients
+        )
+        return self._with_free(lambda member, group, _: member.linear_minimizer(group), gradients, nowhere)
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
         return self._fold(torch.add, lambda member, group: member.barrier(group, relax), x)

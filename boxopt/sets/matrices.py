@@ -21,7 +21,13 @@ from boxopt.core import exact, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
-from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted, symmetric
+from boxopt.sets.interior import shortened
+from boxopt.sets.log_determinant import (
+    prox_log_determinant,
+    relaxed_log_determinant,
+    relaxed_log_determinant_gradient,
+)
+from boxopt.sets.spectral import basis_of, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
 from boxopt.sets.vectors import normalized, precise
 
@@ -117,6 +123,8 @@ class PSD(MatrixSet):
 
     **Derivative.** Eigenvalues of exactly 0 count as negative.
 
+    **Barrier.** −log det X: see `boxopt.sets.log_determinant`. ``relax`` is in the units of eigenvalues.
+
     Example:
         >>> import torch, boxopt as bx
         >>> bx.sets.PSD().project(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
@@ -141,6 +149,58 @@ class PSD(MatrixSet):
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         least = torch.linalg.eigvalsh(symmetric(x))[..., 0]
         return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
+
+    def land(self, params: P, target: P, *, strictly: bool = False) -> P:
+        if not strictly:
+            return super().land(params, target)
+
+        def land_leaf(leaf: Tensor, goal: Tensor) -> Tensor:
+            error = (_rounding(leaf) + _rounding(goal)).to(leaf.dtype)
+            update = goal - leaf
+            sum_ = precise(exact.rounded(leaf.detach() + exact.rounded(update)))
+            raised = update + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
+            return shortened(leaf, torch.where(_is_definite(sum_), update, raised), _is_definite)
+
+        return tree.map(land_leaf, params, target)
+
+    def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
+        def value(leaf: Tensor) -> Tensor:
+            x = symmetric(precise(leaf))
+            return relaxed_log_determinant(x, exact.as_tensor(relax, x)).sum().to(leaf.dtype)
+
+        return tree.reduce(torch.add, tree.map(value, x))
+
+    def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
+        def slope(leaf: Tensor) -> Tensor:
+            x = symmetric(precise(leaf))
+            return relaxed_log_determinant_gradient(x, exact.as_tensor(relax, x)).to(leaf.dtype)
+
+        return tree.map(slope, x)
+
+    def prox_barrier(self, y: P, tau: Any) -> P:
+        def solve(leaf: Tensor, weight: Any) -> Tensor:
+            candidate = precise(leaf)
+            weight = exact.as_tensor(weight, candidate)
+            weight = weight.expand(leaf.shape) if weight.ndim else weight[..., None, None]
+            result = prox_log_determinant(candidate, weight)
+            nearest = result.to(leaf.dtype)
+            definite = _is_definite(precise(exact.rounded(nearest)))
+            error = _rounding(result, leaf.dtype)
+            raised = result + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
+            return torch.where(definite, nearest, raised.to(leaf.dtype))
+
+        return tree.map(solve, y, tree.expand(tau, y))
+
+
+def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """More than each matrix's eigenvalues may change by when its entries are rounded, [...], in float64."""
+    info = torch.finfo(x.dtype if dtype is None else dtype)
+    return info.eps * (torch.linalg.matrix_norm(precise(x.detach())) + 2 * x.shape[-1] * info.tiny)
+
+
+def _is_definite(x: Tensor) -> Tensor:
+    """Whether each matrix is positive definite, [..., 1, 1]."""
+    return (torch.linalg.eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +277,7 @@ class SpectralBall(_MatrixBall):
         """−r·U·Vᵀ, of the gradient's singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * (left @ right)
+            return -(radius[..., None, None] if radius.ndim else radius) * Stiefel()._project(gradient)
 
         return self._each(opposite, gradients)
 
@@ -277,8 +336,7 @@ class NuclearBall(_MatrixBall):
         """−r·u₁v₁ᵀ, of the gradient's leading singular vectors."""
 
         def opposite(gradient: Tensor, radius: Tensor) -> Tensor:
-            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            return -(radius[..., None, None] if radius.ndim else radius) * left[..., :, :1] @ right[..., :1, :]
+            return -(radius[..., None, None] if radius.ndim else radius) * leading_pair(gradient)
 
         return self._each(opposite, gradients)
 

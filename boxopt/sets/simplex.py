@@ -10,21 +10,27 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.values import check_nonnegative
+from boxopt.sets.barriers import prox_simplex
+from boxopt.sets.interior import InteriorSet
+from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
 from boxopt.sets.threshold import project_box_hyperplane, project_simplex
-from boxopt.sets.vectors import Dim, VectorSet
+from boxopt.sets.vectors import Dim
 
 P = TypeVar("P")
 
 
 @tree.register("total", static=("dim",))
 @dataclass(frozen=True, eq=False)
-class Simplex(VectorSet):
+class Simplex(InteriorSet):
     r"""The set $\{x \ge 0,\ \sum_i x_i = t\}$ for each vector along ``dim``.
 
     Results have no negative entry, and sum to t within 2·n·ε of it, n entries in a dtype of machine epsilon ε. Inputs
     may be infinite: entries of ``+inf`` share the total, those of ``-inf`` get nothing.
 
     **Derivative.** That on the support {i: xᵢ > 0}: an entry exactly at its threshold counts as outside.
+
+    **Barrier.** −Σ log x, whose proximal step stays on the hyperplane; ``relax`` is a fraction of t. Sums of parameters
+    and update are positive in every entry, and add up to t as projections do.
 
     Args:
         total: t > 0: a number, a tensor that broadcasts to the leaf's shape without ``dim``, or a pytree prefix.
@@ -81,3 +87,22 @@ class Simplex(VectorSet):
             return torch.where(torch.arange(gradient.shape[-1], device=gradient.device) == least, total, 0.0)
 
         return self._each(vertex, gradients)
+
+    def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
+        return (x > 0).all(-1, keepdim=True)
+
+    def _inwards(self, x: Tensor, dtype: torch.dtype, *hyper: Tensor) -> Tensor:
+        nearest = x.to(dtype)
+        return torch.where(nearest > 0, nearest, exact.replaced(nearest, exact.next_up(torch.zeros_like(nearest))))
+
+    def _settle_inside(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
+        return exact.land(params, target, exact.next_up(torch.zeros_like(params)), torch.inf)
+
+    def _barrier(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        return relaxed_log(x, relax * hyper[0]).sum(-1)
+
+    def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
+        return relaxed_log_slope(x, relax * hyper[0])
+
+    def _prox_barrier(self, y: Tensor, tau: Tensor, *hyper: Tensor) -> Tensor:
+        return prox_simplex(y, tau, hyper[0])

@@ -23,6 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxopt.core import exact
+
 Basis = tuple[Tensor, Tensor]
 
 
@@ -75,3 +77,25 @@ def shifted(x: Tensor, shift: Tensor) -> Tensor:
     """X − shift·I, for a shift of shape [...]."""
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return x - shift[..., None, None] * identity
+
+
+def leading_pair(x: Tensor) -> Tensor:
+    """u₁v₁ᵀ, of the leading singular vectors; exact derivatives to the second order, none towards vectors that tie.
+
+    Two steps of a Newton method for an eigenvector of the dilation, whose matrix is that at the solution and detached:
+    each step adds an order.
+    """
+    left, _, right = torch.linalg.svd(x.detach(), full_matrices=False)
+    vector = torch.cat([left[..., :, :1], right[..., :1, :].mT], -2) / 2**0.5
+    if not exact.is_constant(x):
+        whole = dilation(x)
+        values, vectors = basis_of(whole)
+        gap = values[..., -1:] - values
+        apart = gap > 16 * torch.finfo(x.dtype).eps * values[..., -1:]
+        inverse = torch.where(apart, 1 / torch.where(apart, gap, 1.0), 0.0).unsqueeze(-1)
+        for _ in range(2):
+            image = whole @ vector
+            residual = image - vector * (vector.mT @ image)
+            vector = vector + vectors @ (inverse * (vectors.mT @ residual))
+            vector = vector / (vector * vector).sum(-2, keepdim=True).sqrt()
+    return 2 * vector[..., : x.shape[-2], :] @ vector[..., x.shape[-2] :, :].mT
