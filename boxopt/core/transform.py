@@ -99,6 +99,21 @@ def elementwise(update: F) -> F:
     return update
 
 
+def last(update: F) -> F:
+    """Declare that an update function counts on its updates being applied as they are: it keeps what comes of them.
+
+    In a chain nothing that changes updates may follow.
+    """
+    update.last = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
+def is_last(transformation: GradientTransformation) -> bool:
+    """Whether a transformation's update is declared `last`."""
+    update = transformation.update
+    return getattr(getattr(update, "func", update), "last", False)
+
+
 def is_elementwise(transformation: GradientTransformation) -> bool:
     """Whether a transformation may be given packed parameters: it is declared so, or passes them on.
 
