@@ -99,6 +99,21 @@ def elementwise(update: F) -> F:
     return update
 
 
+def last(update: F) -> F:
+    """Declare that an update function counts on its updates being applied as they are: it keeps what comes of them.
+
+    In a chain nothing that changes updates may follow.
+    """
+    update.last = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
+def is_last(transformation: GradientTransformation) -> bool:
+    """Whether a transformation's update is declared `last`."""
+    update = transformation.update
+    return getattr(getattr(update, "func", update), "last", False)
+
+
 def is_elementwise(transformation: GradientTransformation) -> bool:
     """Whether a transformation may be given packed parameters: it is declared so, or passes them on.
 
@@ -259,6 +274,8 @@ def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
 def describe(value: Any) -> str:
     """How a transformation, a schedule or a hyperparameter reads: the name of what made it, and what is bound."""
     function = value.update if isinstance(value, GradientTransformation) else value
+    if isinstance(function, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item)}' for key, item in function.items())}}}"
     if isinstance(function, Tensor):
         return repr(function) if function.ndim == 0 else f"Tensor{list(function.shape)}"
     if not callable(function) or isinstance(function, type):
@@ -311,7 +328,9 @@ def _public_name(function: FunctionType) -> str:
     ]
     fitting = (
         [name for name in public if name in (base, f"scale_by_{base}")],
+        [name for name in public if name.endswith(f"_{base}")],
         [name for name in public if name.startswith(f"{base}_")],
         [name for name in public if base.startswith(f"{name}_")],
+        [name for name in public if base in name],
     )
     return next((names[0] for names in fitting if names), base)
