@@ -4,8 +4,8 @@ In eager mode a small leaf costs what Python and torch's dispatch take, whatever
 leaves of a tree in a `Leaves`, which stands in the place of a tensor, so that the formula is the one that other leaves
 go through. So are the numbers, to the last bit: on a CPU ``torch._foreach_*`` runs the same kernels.
 
-Large leaves gain nothing, and passes over all of them would leave the cache: they go one by one, and so does all that may
-be asked for a derivative, since ``torch._foreach_*`` has no batching rule and not every derivative.
+Large leaves gain nothing, and passes over all of them would leave the cache: they go one by one. So does all that may
+be asked for a derivative, and all under ``vmap``, for which ``torch._foreach_*`` has no rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 
-_SMALL = 1024  # the most numbers in a leaf that shares its operations: from some 3,000 on, one by one is faster
+_FEW = 8  # with fewer leaves, gathering them costs more than it saves
+_SMALL = 1024  # the most numbers in a small leaf: from some 2,000 on, one by one is faster
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TOGETHER = {
     name: getattr(torch, f"_foreach_{name}")
@@ -45,39 +46,35 @@ def map(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
 def _gathered(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
     """The small leaves together and the others one by one, or None where it is not worth it."""
     leaves, structure = tree.flatten(first)
-    if len(leaves) < 2:
+    if len(leaves) < _FEW:
         return None
     columns = [leaves, *(structure.flatten_up_to(other) for other in rest)]
     together = _alike(columns)
-    if len(together) < 2:
+    if len(together) < _FEW:
         return None
-    small = function(*[Leaves([column[index] for index in together]) for column in columns]).tensors
+    whole = len(together) == len(leaves)
+    small = function(*[Leaves(c if whole else [c[index] for index in together]) for c in columns]).tensors
     if torch.is_grad_enabled() and any(result.requires_grad for result in small):
         return None  # a hyperparameter asks for a derivative
+    if whole:
+        return structure.unflatten(small)
     results = dict(zip(together, small, strict=True))
-    if len(results) < len(leaves):
-        for index, row in enumerate(zip(*columns, strict=True)):
-            if index not in results:
-                results[index] = function(*row)
-    return structure.unflatten([results[index] for index in range(len(leaves))])
+    rows = enumerate(zip(*columns, strict=True))
+    return structure.unflatten([results[index] if index in results else function(*row) for index, row in rows])
 
 
 def _alike(columns: list[list[Any]]) -> list[int]:
     """The places of small plain tensors of one dtype, that of the first which qualifies, in each of the columns."""
-    dtype = next((x.dtype for x in columns[0] if type(x) in _PLAIN and not exact.is_narrow(x.dtype)), None)
+    small = [index for index, x in enumerate(columns[0]) if type(x) in _PLAIN and x.is_cpu and x.numel() <= _SMALL]
+    dtype = next((x.dtype for index in small if not exact.is_narrow((x := columns[0][index]).dtype)), None)
     asked = torch.is_grad_enabled()
-    places = [index for index, x in enumerate(columns[0]) if isinstance(x, Tensor) and x.numel() <= _SMALL]
     for column in columns:
-        places = [
+        small = [
             index
-            for index in places
-            if type(x := column[index]) in _PLAIN
-            and x.dtype is dtype
-            and x.is_cpu
-            and x.layout is torch.strided
-            and not (asked and x.requires_grad)
+            for index in small
+            if type(x := column[index]) in _PLAIN and x.dtype is dtype and not (asked and x.requires_grad)
         ]
-    return places
+    return small
 
 
 def members(value: Any) -> Sequence[Tensor]:
@@ -144,19 +141,26 @@ class Leaves:
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A function of tensors, on `Leaves` among its arguments."""
     name = function.__name__
-    kwargs.pop("out", None)  # memory that may be reused: it is not worth it here
+    kwargs.pop("out", None)  # memory that may be reused: small leaves need not
     if name in ("clamp", "clamp_"):
         return _clamp(name.removeprefix("clamp"), *args, **kwargs)
-    if name in _TOGETHER and isinstance(args[0], Leaves):
-        result = _TOGETHER[name](*[x.tensors if isinstance(x, Leaves) else x for x in args], **kwargs)
-        return args[0] if name.endswith("_") else Leaves(result)
     count = next(len(x.tensors) for x in args if isinstance(x, Leaves))
-    columns = [x.tensors if isinstance(x, Leaves) else [x] * count for x in args]
+    if name in _TOGETHER and isinstance(args[0], Leaves):
+        columns = [_column(x, count) if isinstance(x, Leaves | Tensor) else x for x in args]
+        results = _TOGETHER[name](*columns, **kwargs)
+        return args[0] if name.endswith("_") else Leaves(results)
+    columns = [_column(x, count) for x in args]
     return Leaves([function(*row, **kwargs) for row in zip(*columns, strict=True)])
 
 
-def _clamp(suffix: str, x: Leaves, min: Any = None, max: Any = None) -> Leaves:  # noqa: A002  (torch's names)
-    """``torch.clamp`` in two halves, which torch has for lists."""
-    if min is not None:
-        x = _apply(getattr(Tensor, "clamp_min" + suffix), (x, min), {})
-    return x if max is None else _apply(getattr(Tensor, "clamp_max" + suffix), (x, max), {})
+def _column(value: Any, count: int) -> Sequence[Any]:
+    """What stands for a value in each row."""
+    return value.tensors if isinstance(value, Leaves) else [value] * count
+
+
+def _clamp(suffix: str, x: Leaves, min: Any = None, max: Any = None) -> Leaves:
+    """``torch.clamp`` as its two halves, for which torch has functions on lists."""
+    if min is None:
+        return _apply(getattr(Tensor, f"clamp_max{suffix}"), (x, max), {})
+    x = _apply(getattr(Tensor, f"clamp_min{suffix}"), (x, min), {})
+    return x if max is None else _apply(Tensor.clamp_max_, (x, max), {})

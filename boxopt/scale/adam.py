@@ -90,16 +90,16 @@ def _adam_update(
     count = state.count + 1
     mu = update_moment(updates, state.mu, b1, 1)
     nu = update_moment(updates, state.nu, b2, 2)
-    mean_scale, over_root = bias_correction(b1, count), _over_root(count, b1, b2, eps, eps_root)
-    mean_scale_ahead = bias_correction(b1, count + 1) if nesterov else mean_scale
+    over_root = _over_root(count, b1, b2, eps, eps_root)
+    if not nesterov:
+        return map_wide(over_root, mu, nu), ScaleByAdamState(count, mu, nu)
+    ratio = bias_correction(b1, count) / bias_correction(b1, count + 1)
 
-    def direction(m: Tensor, v: Tensor, g: Tensor) -> Tensor:
-        if nesterov:  # in optax's form: the gradient enters once more
-            beta = exact.like(b1, m)
-            m = beta * m * exact.like(mean_scale / mean_scale_ahead, m) + (1 - beta) * g
-        return over_root(m, v)
+    def ahead(m: Tensor, v: Tensor, g: Tensor) -> Tensor:  # in optax's form: the gradient enters once more
+        beta = exact.like(b1, m)
+        return over_root(beta * m * exact.like(ratio, m) + (1 - beta) * g, v)
 
-    return map_wide(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
+    return map_wide(ahead, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 
 
 def _adam_step_size(
