@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import foreach, tree
 from boxopt.core.donation import refuse_consumed
 from boxopt.core.types import P, ParameterSet
 
@@ -212,12 +212,13 @@ def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> 
         >>> bx.apply_updates(torch.tensor([0.5]), torch.tensor([9.0]), within=bx.Box(0.0, 1.0))
         tensor([1.])
     """
-    params = tree.map(_add, params, updates)
+    params = foreach.map(_add, params, updates)
     return params if within is None else within.project(params)
 
 
 def _add(param: Tensor, update: Tensor) -> Tensor:
-    refuse_consumed(param, "the parameter")
+    for leaf in foreach.members(param):
+        refuse_consumed(leaf, "the parameter")
     if param.shape != update.shape:
         raise ValueError(f"the update has shape {tuple(update.shape)}, the parameter {tuple(param.shape)}")
     total = param + update
