@@ -342,9 +342,8 @@ ENTRIES = [
         lambda h: bx.chain(
             bx.multi_steps(smooth_adam(h.lr), every_two_then_one, True, few_and_finite),
             bx.project(h.box),
-            bx.barrier(h.box, h.mu),
         ),
-        lands="strictly",
+        lands="closed",
         quick=True,
     ),
     E_(

@@ -1,5 +1,6 @@
 """Wrappers against optax's, and what is boxopt's own: bounds, members, chains, packed trees."""
 
+import inspect
 import re
 from functools import partial
 from pathlib import Path
@@ -209,6 +210,25 @@ def test_hyperparameters_are_batched_differentiated_and_set_without_recompilatio
             updates, _ = compiled(torch.tensor([1.0, 2.0]), state, params)
             assert torch.equal(bx.apply_updates(params, updates), after(state))
             assert after(state)[0].item() == pytest.approx(min(0.5 - rate, upper), abs=1e-7)
+
+
+def optimizers():
+    made = (getattr(bx.optimizers, name) for name in dir(bx.optimizers))
+    return [f for f in made if inspect.isfunction(f) and "learning_rate" in inspect.signature(f).parameters]
+
+
+@pytest.mark.parametrize("optimizer", optimizers(), ids=lambda f: f.__name__)
+def test_every_optimizer_takes_hyperparameters_from_its_state(optimizer):
+    params = {name: torch.tensor(leaf) for name, leaf in START.items()}
+    plain, injected = optimizer(learning_rate=0.1), bx.inject_hyperparams(optimizer)(learning_rate=0.1)
+    states = plain.init(params), injected.init(params)
+    extra = {"value": torch.tensor(3.0)} if optimizer is bx.polyak_sgd else {}
+    for step in range(3):
+        slopes = {name: torch.tensor(leaf) for name, leaf in finite_gradients(step).items()}
+        expected, first = plain.update(slopes, states[0], params, **extra)
+        updates, second = injected.update(slopes, states[1], params, **extra)
+        states = first, second
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_inject_hyperparams_says_what_is_wrong():
