@@ -112,8 +112,10 @@ from boxopt.scale.polyak import scale_by_polyak
 from boxopt.scale.rectified import scale_by_radam
 from boxopt.scale.root_mean_square import (
     ScaleByRmsState,
+    ScaleByRmsWithCountState,
     ScaleByRssState,
     ScaleByStddevState,
+    ScaleByStddevWithCountState,
     scale_by_rms,
     scale_by_rss,
     scale_by_stddev,
@@ -201,10 +203,12 @@ __all__ = [
     "ScaleByNovogradState",
     "ScaleByOptimisticGradientState",
     "ScaleByRmsState",
+    "ScaleByRmsWithCountState",
     "ScaleByRpropState",
     "ScaleByRssState",
     "ScaleBySM3State",
     "ScaleByStddevState",
+    "ScaleByStddevWithCountState",
     "ScaleByZoomLinesearchState",
     "SnapshotState",
     "StochasticRoundingState",

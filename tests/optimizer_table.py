@@ -463,4 +463,32 @@ VARIANTS = [
         lambda: bx.chain(bx.scale_by_sm3(0.9, 0.9), bx.scale(-0.01)),
         lambda: optax.chain(optax.scale_by_sm3(0.9, 0.9), optax.scale(-0.01)),
     ),
+    Row(
+        "rmsprop",
+        "",
+        "",
+        lambda: bx.rmsprop(0.002, 0.99, eps=1e-4, bias_correction=True),
+        lambda: optax.rmsprop(0.002, 0.99, eps=1e-4, bias_correction=True),
+    ),
+    Row(
+        "rmsprop",
+        "",
+        "",
+        lambda: bx.rmsprop(0.002, 0.99, eps=1e-2, centered=True, bias_correction=True),
+        lambda: optax.rmsprop(0.002, 0.99, eps=1e-2, centered=True, bias_correction=True),
+    ),
+    Row(
+        "scale_by_lion",
+        "",
+        "",
+        lambda: then_sgd(bx, bx.scale_by_lion(mode="smooth", smooth_beta=2.0)),
+        lambda: then_sgd(optax, optax.scale_by_lion(mode="smooth", smooth_beta=2.0)),
+    ),
+    Row(
+        "scale_by_lion",
+        "",
+        "",
+        lambda: then_sgd(bx, bx.scale_by_lion(mode="refined")),
+        lambda: then_sgd(optax, optax.scale_by_lion(mode="refined")),
+    ),
 ]

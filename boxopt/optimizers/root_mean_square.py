@@ -26,6 +26,7 @@ def rmsprop(
     centered: bool = False,
     momentum: Scalar | None = None,
     nesterov: bool = False,
+    bias_correction: bool = False,
 ) -> GradientTransformation:
     """RMSProp.
 
@@ -41,6 +42,7 @@ def rmsprop(
         centered: Whether to divide by the standard deviation.
         momentum: The decay of a momentum on the scaled gradient; none if left out.
         nesterov: Whether the momentum looks ahead.
+        bias_correction: Whether to correct the bias of the averages, as Adam does.
 
     Example:
         >>> import torch, boxopt as bx
@@ -53,7 +55,7 @@ def rmsprop(
     """
     scaler = scale_by_stddev if centered else scale_by_rms
     return chain(
-        scaler(decay, eps, initial_scale, eps_in_sqrt=eps_in_sqrt),
+        scaler(decay, eps, initial_scale, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
         scale_by_learning_rate(learning_rate),
         identity() if momentum is None else trace(momentum, nesterov),
     )

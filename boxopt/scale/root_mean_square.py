@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,21 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
+from boxopt.core.values import zero_count
+from boxopt.scale.moments import bias_correction as weight_received
 from boxopt.scale.moments import full_like, map_wide, safe_sqrt, times, update_moment, zeros_like
+
+
+class ScaleByRmsWithCountState(NamedTuple):
+    """The state of `scale_by_rms` that corrects the bias.
+
+    Attributes:
+        count: The number of updates made, an int64 scalar.
+        nu: The running average of squared gradients.
+    """
+
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (optax's name)
+    nu: Any
 
 
 class ScaleByRmsState(NamedTuple):
@@ -20,7 +35,12 @@ class ScaleByRmsState(NamedTuple):
 
 
 def scale_by_rms(
-    decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = True
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    initial_scale: float = 0.0,
+    *,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
 ) -> GradientTransformation:
     r"""Rescale gradients by the root of the running average of their squares.
 
@@ -34,9 +54,10 @@ def scale_by_rms(
         eps: ε.
         initial_scale: The first value of v.
         eps_in_sqrt: ε under the root, as in optax, or outside, as in torch.optim.
+        bias_correction: Whether to divide v by $1 - \beta^t$, as Adam does.
 
     Returns:
-        A gradient-space transformation with a `ScaleByRmsState`.
+        A gradient-space transformation with a `ScaleByRmsState`, or a `ScaleByRmsWithCountState`.
 
     Example:
         >>> import torch, boxopt as bx
@@ -48,33 +69,64 @@ def scale_by_rms(
         T. Tieleman and G. Hinton, "Lecture 6.5: RMSProp", Coursera, 2012; `optax.scale_by_rms`.
     """
     return GradientTransformation(
-        bind(_rms_init, initial_scale=initial_scale),
+        bind(_rms_init, initial_scale=initial_scale, corrected=bias_correction),
         bind(_rms_update, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
-        bind(_rms_step_size, eps=eps, eps_in_sqrt=eps_in_sqrt),
+        bind(_rms_step_size, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
     )
 
 
-def _rms_init(params: Any, *, initial_scale: float) -> ScaleByRmsState:
+def _rms_init(params: Any, *, initial_scale: float, corrected: bool) -> ScaleByRmsState | ScaleByRmsWithCountState:
     tree.check_parameters(params)
-    return ScaleByRmsState(full_like(params, initial_scale))
+    nu = full_like(params, initial_scale)
+    return ScaleByRmsWithCountState(zero_count(params), nu) if corrected else ScaleByRmsState(nu)
 
 
 @elementwise
 def _rms_update(
-    updates: P, state: ScaleByRmsState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
-) -> tuple[P, ScaleByRmsState]:
+    updates: P, state: Any, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+) -> tuple[P, ScaleByRmsState | ScaleByRmsWithCountState]:
     nu = update_moment(updates, state.nu, decay, 2)
-    scaled = map_wide(lambda g, v: g * _rms_factor(v, eps, eps_in_sqrt), updates, nu)
-    return scaled, ScaleByRmsState(nu)
+    state = state._replace(nu=nu, **_counted(state))
+    unbiased = _unbiased(state, decay)
+    scaled = map_wide(lambda g, v: g * _rms_factor(unbiased(v), eps, eps_in_sqrt), updates, nu)
+    return scaled, state
 
 
-def _rms_step_size(state: ScaleByRmsState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
-    return times(step_size, lambda v: _rms_factor(v, eps, eps_in_sqrt), state.nu)
+def _rms_step_size(state: Any, step_size: Any, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool) -> Any:
+    unbiased = _unbiased(state, decay)
+    return times(step_size, lambda v: _rms_factor(unbiased(v), eps, eps_in_sqrt), state.nu)
+
+
+def _counted(state: Any) -> dict[str, Tensor]:
+    """One update more, in a state that counts."""
+    return {"count": state.count + 1} if "count" in state._fields else {}
+
+
+def _unbiased(state: Any, decay: Scalar) -> Callable[[Tensor], Tensor]:
+    """The correction of a moment's bias, in a state that counts."""
+    if "count" not in state._fields:
+        return lambda moment: moment
+    weight = exact.cast_once(1 / weight_received(decay, state.count))
+    return lambda moment: moment * weight(moment)
 
 
 def _rms_factor(v: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
     eps = exact.like(eps, v)
     return 1 / (torch.sqrt(v + eps) if eps_in_sqrt else safe_sqrt(v) + eps)
+
+
+class ScaleByStddevWithCountState(NamedTuple):
+    """The state of `scale_by_stddev` that corrects the bias.
+
+    Attributes:
+        count: The number of updates made, an int64 scalar.
+        mu: The running average of the gradients.
+        nu: The running average of their squares.
+    """
+
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (optax's name)
+    mu: Any
+    nu: Any
 
 
 class ScaleByStddevState(NamedTuple):
@@ -85,7 +137,12 @@ class ScaleByStddevState(NamedTuple):
 
 
 def scale_by_stddev(
-    decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = True
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    initial_scale: float = 0.0,
+    *,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
 ) -> GradientTransformation:
     r"""Rescale gradients by the root of their running variance $v - m^2$: centred RMSProp.
 
@@ -94,9 +151,11 @@ def scale_by_stddev(
         eps: ε.
         initial_scale: The first value of v.
         eps_in_sqrt: ε under the root, as in optax, or outside, as in torch.optim.
+        bias_correction: Whether to correct the bias of both averages, as Adam does.
 
     Returns:
-        A gradient-space transformation with a `ScaleByStddevState`; its step size is the factor of the gradient.
+        A gradient-space transformation with a `ScaleByStddevState`, or a `ScaleByStddevWithCountState`; its step size
+        is the factor of the gradient.
 
     Example:
         >>> import torch, boxopt as bx
@@ -108,29 +167,42 @@ def scale_by_stddev(
         A. Graves, "Generating sequences with recurrent neural networks", 2013; `optax.scale_by_stddev`.
     """
     return GradientTransformation(
-        bind(_stddev_init, initial_scale=initial_scale),
+        bind(_stddev_init, initial_scale=initial_scale, corrected=bias_correction),
         bind(_stddev_update, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
-        bind(_stddev_step_size, eps=eps, eps_in_sqrt=eps_in_sqrt),
+        bind(_stddev_step_size, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt),
     )
 
 
-def _stddev_init(params: Any, *, initial_scale: float) -> ScaleByStddevState:
+def _stddev_init(
+    params: Any, *, initial_scale: float, corrected: bool
+) -> ScaleByStddevState | ScaleByStddevWithCountState:
     tree.check_parameters(params)
-    return ScaleByStddevState(zeros_like(params), full_like(params, initial_scale))
+    mu, nu = zeros_like(params), full_like(params, initial_scale)
+    return ScaleByStddevWithCountState(zero_count(params), mu, nu) if corrected else ScaleByStddevState(mu, nu)
 
 
 @elementwise
 def _stddev_update(
-    updates: P, state: ScaleByStddevState, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
-) -> tuple[P, ScaleByStddevState]:
+    updates: P, state: Any, params: P, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool
+) -> tuple[P, ScaleByStddevState | ScaleByStddevWithCountState]:
     mu = update_moment(updates, state.mu, decay, 1)
     nu = update_moment(updates, state.nu, decay, 2)
-    scaled = map_wide(lambda g, m, v: g * _rms_factor(_variance(m, v), eps, eps_in_sqrt), updates, mu, nu)
-    return scaled, ScaleByStddevState(mu, nu)
+    state = state._replace(mu=mu, nu=nu, **_counted(state))
+    unbiased = _unbiased(state, decay)
+
+    def scale(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        return g * _rms_factor(_variance(unbiased(m), unbiased(v)), eps, eps_in_sqrt)
+
+    return map_wide(scale, updates, mu, nu), state
 
 
-def _stddev_step_size(state: ScaleByStddevState, step_size: Any, *, eps: Scalar, eps_in_sqrt: bool) -> Any:
-    return times(step_size, lambda v, m: _rms_factor(_variance(m, v), eps, eps_in_sqrt), state.nu, state.mu)
+def _stddev_step_size(state: Any, step_size: Any, *, decay: Scalar, eps: Scalar, eps_in_sqrt: bool) -> Any:
+    unbiased = _unbiased(state, decay)
+
+    def factor(v: Tensor, m: Tensor) -> Tensor:
+        return _rms_factor(_variance(unbiased(m), unbiased(v)), eps, eps_in_sqrt)
+
+    return times(step_size, factor, state.nu, state.mu)
 
 
 def _variance(m: Tensor, v: Tensor) -> Tensor:

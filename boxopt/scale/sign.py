@@ -19,7 +19,9 @@ class ScaleByLionState(NamedTuple):
     mu: Any
 
 
-def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99) -> GradientTransformation:
+def scale_by_lion(
+    b1: Scalar = 0.9, b2: Scalar = 0.99, *, mode: str = "hard", smooth_beta: Scalar = 1.0
+) -> GradientTransformation:
     r"""The sign of an average of gradient and momentum.
 
     $$ u = \operatorname{sign}(\beta_1 m + (1 - \beta_1) g), \qquad m \leftarrow \beta_2 m + (1 - \beta_2) g $$
@@ -29,9 +31,15 @@ def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99) -> GradientTransformation
     Args:
         b1: β₁, the weight of the momentum in the update.
         b2: β₂, the decay of the momentum.
+        mode: "hard", the sign; "smooth", $\tanh(\text{smooth_beta} \cdot x)$ in its place; or "refined", x itself
+            between −1 and 1.
+        smooth_beta: How steep the smooth form is at 0.
 
     Returns:
         A gradient-space transformation with a `ScaleByLionState`.
+
+    Raises:
+        ValueError: The mode is unknown.
 
     Example:
         >>> import torch, boxopt as bx
@@ -42,7 +50,9 @@ def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99) -> GradientTransformation
     Source:
         X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023; `optax.scale_by_lion`.
     """
-    return GradientTransformation(_lion_init, bind(_lion_update, b1=b1, b2=b2))
+    if mode not in ("hard", "smooth", "refined"):
+        raise ValueError(f'the mode is "hard", "smooth" or "refined", got {mode!r}')
+    return GradientTransformation(_lion_init, bind(_lion_update, b1=b1, b2=b2, mode=mode, smooth_beta=smooth_beta))
 
 
 def _lion_init(params: Any) -> ScaleByLionState:
@@ -52,11 +62,15 @@ def _lion_init(params: Any) -> ScaleByLionState:
 
 @elementwise
 def _lion_update(
-    updates: P, state: ScaleByLionState, params: P, *, b1: Scalar, b2: Scalar
+    updates: P, state: ScaleByLionState, params: P, *, b1: Scalar, b2: Scalar, mode: str, smooth_beta: Scalar
 ) -> tuple[P, ScaleByLionState]:
     def direction(m: Tensor, g: Tensor) -> Tensor:
         beta = exact.like(b1, m)
-        return torch.sign(beta * m + (1 - beta) * g)
+        mixed = beta * m + (1 - beta) * g
+        if mode == "smooth":
+            return torch.tanh(exact.like(smooth_beta, m) * mixed)
+        sign = torch.sign(mixed)
+        return torch.where(mixed.abs() < 1, mixed, sign) if mode == "refined" else sign
 
     return map_wide(direction, state.mu, updates), ScaleByLionState(update_moment(updates, state.mu, b2, 1))
 
