@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     import optax
 
 STEPS = 300
-# Some paths are chaotic, so that an ulp in the start grows past 1e-10, and some steps slow: see their notes in the table.
+# Some paths are chaotic, so that an ulp in the start grows past 1e-10, and some steps slow: see the notes in the table.
 FEWER = {
     "mechanize": 30,
     "scale_by_backtracking_linesearch": 40,
@@ -400,3 +400,26 @@ def test_every_contributed_name_is_tested():
     assert set(c.__all__) - registered - table - elsewhere - states == set()
     peers = {name for name, value in vars(optax.contrib).items() if callable(value)}
     assert peers - set(c.__all__) == {"NormalizeState"}  # an EmptyState
+
+
+def run_five_steps(tx, problem):
+    function, start = PROBLEMS[problem]
+    objective, slope = partial(function, xp=torch), torch.func.grad(partial(function, xp=torch))
+    params = pytree.tree_map(torch.from_numpy, start)
+    state = tx.init(params)
+    for _ in range(5):
+        gradients = slope(params)
+        extra = extra_arguments(names_of(tx), objective, params, objective(params), gradients, slope)
+        updates, state = tx.update(gradients, state, params, **extra)
+        params = bx.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("row", [*CONTRIB_ROWS, *CONTRIB_VARIANTS], ids=lambda row: row.name)
+def test_before_a_set_and_packed(row):
+    """The step size of each reaches the set after it, and on packed parameters the numbers are the same."""
+    tx = bx.chain(row.ours(), bx.project(bx.Box(-1.0, 0.7)), bx.barrier(bx.Box(-1.1, 0.8), 1e-3))
+    whole, packed = run_five_steps(tx, "network"), run_five_steps(bx.packed(tx), "network")
+    for one, other in zip(pytree.tree_leaves(whole), pytree.tree_leaves(packed), strict=True):
+        assert ((one > -1.1) & (one < 0.8)).all()
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
