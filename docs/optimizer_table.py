@@ -12,15 +12,16 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "optimizers.md"
 sys.path.insert(0, str(ROOT))
 
-from tests.contrib_table import CONTRIB_ROWS  # noqa: E402
+from tests.contrib_table import CONTRIB_ROWS, CONTRIB_VARIANTS  # noqa: E402
 from tests.optimizer_table import ROWS, TRANSFORMATIONS, VARIANTS, Row  # noqa: E402
 
 TABLES = {"optimizers": ROWS, "transformations": TRANSFORMATIONS, "contributed": CONTRIB_ROWS}
+ALL = (*ROWS, *TRANSFORMATIONS, *VARIANTS, *CONTRIB_ROWS, *CONTRIB_VARIANTS)
 
 
 def peers(name: str) -> str:
     """What any row of that name is compared with."""
-    rows = [row for row in (*ROWS, *TRANSFORMATIONS, *VARIANTS, *CONTRIB_ROWS) if row.name == name]
+    rows = [row for row in ALL if row.name == name]
     found = {"optax": any(row.optax for row in rows), "torch.optim": any(row.torch for row in rows)}
     return ", ".join(peer for peer, has in found.items() if has)
 

@@ -145,7 +145,7 @@ def slope(params: Any, step: int) -> Any:
 def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, asks: tuple[str, ...]) -> Any:
     extra = {
         "value": lambda: loss(params),
-        "grad": lambda: updates,
+        "grad": lambda: updates.unpack() if isinstance(updates, bx.Packed) else updates,
         "value_fn": lambda: loss,
         "obj_fn": lambda: loss,
         "grad_fn": lambda: slope,
@@ -491,7 +491,7 @@ ENTRIES = [
             (
                 ("contrib.dpsgd", "differentially_private_aggregate"),
                 lambda h: bx.chain(bx.stateless(one_example), bx.contrib.dpsgd(h.lr, h.weight, h.mu, 3, 0.9)),
-                OVER_ALL,
+                OVER_ALL | {"packed": "the gradients of examples have other shapes than the parameters"},
             ),
             (
                 ("contrib.split_real_and_imaginary",),

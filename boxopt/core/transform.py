@@ -114,16 +114,22 @@ def is_last(transformation: GradientTransformation) -> bool:
     return getattr(getattr(update, "func", update), "last", False)
 
 
+def whole_leaves(update: F) -> F:
+    """Declare that an update function needs whole leaves, though it passes them on to a transformation bound in it."""
+    update.elementwise = False  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
 def is_elementwise(transformation: GradientTransformation) -> bool:
     """Whether a transformation may be given packed parameters: it is declared so, or passes them on.
 
     A transformation bound to a set is elementwise if the set is ``separable``.
     """
-    if any(True for _ in members(transformation)):
-        return True
     update = transformation.update
+    declared = getattr(getattr(update, "func", update), "elementwise", None)
+    if declared is None:
+        return any(True for _ in members(transformation))
     bound = update.keywords.values() if isinstance(update, partial) else ()
-    declared = getattr(getattr(update, "func", update), "elementwise", False)
     return declared and all(getattr(value, "separable", True) for value in bound)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.combine import refuse_finished
-from boxopt.core.transform import GradientTransformation, bind
+from boxopt.core.transform import GradientTransformation, bind, whole_leaves
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
 from boxopt.scale.adam import scale_by_adam
@@ -106,6 +106,7 @@ def _galore_init(params: Any, *, base: GradientTransformation, rank: int, number
     return GaLoreState(zero_count(params), base.init(_projected(params, projector, dims)), projector)
 
 
+@whole_leaves
 def _galore_update(
     updates: P,
     state: GaLoreState,

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import exact, tree
 from boxopt.core.pack import on_leaves
-from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, elementwise, no_state
+from boxopt.core.transform import (
+    EmptyState,
+    GradientTransformation,
+    apply_updates,
+    bind,
+    elementwise,
+    no_state,
+    whole_leaves,
+)
 from boxopt.core.types import P
 from boxopt.core.values import zero_count
 from boxopt.scale.moments import map_wide
@@ -76,9 +84,9 @@ def sam(
     With ``chain(normalize(), sgd(rho))`` as the adversary and k = 2 this is the method of the paper. In transparent
     mode every call of ``update`` makes one of these steps; in opaque mode all of them, and asks for gradients.
 
-    The step size is the outer optimizer's. In opaque mode its update is the result, so that an optimizer which ends in
-    `project` stays in its set, while the adversary may leave it; in transparent mode put the set after, which then
-    keeps the adversary in as well.
+    The step size is that of the optimizer that made the step. In opaque mode the outer optimizer's update is the
+    result, so that one which ends in `project` stays in its set, while the adversary may leave it; in transparent mode
+    put the set after, which then keeps the adversary in as well.
 
     Args:
         optimizer: The outer optimizer.
@@ -113,7 +121,7 @@ def sam(
     return GradientTransformation(
         bind(_sam_init, **inner, opaque_mode=opaque_mode),
         bind(update, **inner, sync_period=sync_period, reset_state=reset_state),
-        bind(_sam_step_size, optimizer=inner["optimizer"]),
+        bind(_sam_step_size, **inner, opaque_mode=opaque_mode),
     )
 
 
@@ -153,6 +161,7 @@ def _transparent_update(
     )
 
 
+@whole_leaves  # for the caller's function
 def _opaque_update(
     updates: P,
     state: SAMState,
@@ -174,5 +183,24 @@ def _opaque_update(
     return new, SAMState(state.steps_since_sync, opt_state, adv_state, ())
 
 
-def _sam_step_size(state: SAMState, step_size: Any, *, optimizer: GradientTransformation) -> Any:
-    return optimizer.step_size(state.opt_state, step_size)
+def _sam_step_size(
+    state: SAMState,
+    step_size: Any,
+    *,
+    optimizer: GradientTransformation,
+    adv_optimizer: GradientTransformation,
+    opaque_mode: bool,
+) -> Any:
+    if opaque_mode:
+        return optimizer.step_size(state.opt_state, step_size)
+    outer = state.steps_since_sync == 0
+    # Before its first step an optimizer has no step size: what is not chosen is computed for a counter of 1.
+    counted = tree.map(lambda x: x if x.is_floating_point() else torch.where(outer, x, x + 1), state.opt_state)
+
+    def choose(one: Any, other: Any) -> Tensor:
+        like = next((x for x in (one, other) if isinstance(x, Tensor)), outer.to(torch.get_default_dtype()))
+        return torch.where(outer, exact.as_tensor(one, like), exact.as_tensor(other, like))
+
+    return tree.combine(
+        choose, optimizer.step_size(counted, step_size), adv_optimizer.step_size(state.adv_state, step_size)
+    )

@@ -63,7 +63,7 @@ def _hutchinson_update(
     if not leaves:
         return updates, HutchinsonState(key)
     keys = random.split(used, len(leaves))
-    signs = [_signs(one, leaf) for one, leaf in zip(keys, leaves, strict=True)]
+    signs = [_signs(one.to(leaf.device), leaf) for one, leaf in zip(keys, leaves, strict=True)]
 
     def objective(values: list[Tensor]) -> Tensor:
         return obj_fn(tree.unflatten(structure, values))
