@@ -332,8 +332,15 @@ def test_compiles_whole_without_recompiling(entry, request):
             params = bx.apply_updates(params, expected)
 
 
-@every_entry
-@pytest.mark.parametrize("mode", ["vmap", "grad", "unrolled"])
+# One at a time, so that a failure says which; all at once where an entry is quick.
+MODES = [
+    pytest.param(entry, mode, id=f"{mode}-{entry}")
+    for entry in ENTRIES
+    for mode in (["all at once"] if entry.quick else ["vmap", "grad", "unrolled"])
+]
+
+
+@pytest.mark.parametrize(("entry", "mode"), MODES)
 def test_compiles_around_torch_func(entry, mode):
     """Built inside the compiled function from tensors; without the backend, which is tried above."""
     params, h = random_like({"a": torch.zeros(3, 2), "b": torch.zeros(3)}, 0.3), ensemble_hyper(3, torch.float32)
@@ -341,7 +348,7 @@ def test_compiles_around_torch_func(entry, mode):
     def step(params, h):
         tx = entry.build(h)
         state = tx.init(params)
-        for _ in range(2 if mode == "unrolled" else 1):
+        for _ in range(2 if mode in ("unrolled", "all at once") else 1):
             updates, state = tx.update(pytree.tree_map(lambda p: 2 * p, params), state, params)
             params = bx.apply_updates(params, updates)
         return params
@@ -349,8 +356,8 @@ def test_compiles_around_torch_func(entry, mode):
     def total(params, h):
         return sum(x.sum() for x in pytree.tree_leaves(step(params, h)))
 
-    if mode == "vmap":
-        function, arguments = vmap(step), (params, h)
+    if mode in ("vmap", "all at once"):
+        function, arguments = vmap(step if mode == "vmap" else torch.func.grad(total)), (params, h)
     else:
         arguments = (member(params, 0), Hyper(*(x[0] for x in h)))
         function = torch.func.grad(total) if mode == "grad" else step
