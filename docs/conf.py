@@ -28,7 +28,8 @@ def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
         text,
         flags=re.DOTALL | re.MULTILINE,
     )
-    lines[:] = re.sub(r"\$([^$\n]+)\$", r":math:`\1`", text).splitlines()
+    inline = re.sub(r"\$((?:[^$\n]|\n(?!\n))+)\$", lambda found: f":math:`{' '.join(found[1].split())}`", text)
+    lines[:] = inline.splitlines()
 
 
 def setup(app: Any) -> None:

@@ -14,7 +14,7 @@ scikit-learn's digits go through at once; `vmap` adds the budgets.
 
 Two networks are attacked, one trained on the images alone, one on images that were attacked while it learned (projected
 gradient in an L∞ ball of 0.1). The table has the share of images that they still read, and the same for
-`torchattacks`' PGD and PGDL2 at equal budgets and steps, if it is installed (it comes with the `bench` extra).
+`torchattacks`' PGD and PGDL2 at equal budgets and steps, if it is installed (it comes with the `attacks` extra).
 """
 
 from __future__ import annotations

@@ -356,3 +356,14 @@ def test_projections_onto_polyhedra_agree_with_cvxpy():
                 solver="CLARABEL", tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13
             )
             np.testing.assert_allclose(found[index].numpy(), x.value, atol=1e-7)
+
+
+def test_derivative_of_projections_onto_polyhedra():
+    y = draw((3, 5), 30, 2.0).requires_grad_()
+    step = torch.exp(draw((3, 5), 31, 0.3)).requires_grad_()
+    offset = torch.linspace(0.5, 2.0, 9, dtype=torch.float64).requires_grad_()
+
+    def project(y, step, offset):
+        return S.Polyhedron(TALL, offset).project(y, step)
+
+    assert torch.autograd.gradcheck(project, (y, step, offset), eps=1e-4, atol=1e-4, rtol=1e-3)

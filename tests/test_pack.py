@@ -63,6 +63,14 @@ def test_tied_leaves_are_refused():
     matrix = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="or views of one"):
         bx.pack({"encoder": matrix, "decoder": matrix.T})
+    vector = torch.zeros(6)
+    with pytest.raises(ValueError, match=r"leaf 'b' and leaf 'a' are .* that have numbers in common"):
+        bx.pack({"a": vector[2:], "b": vector[:4]})
+    with pytest.raises(ValueError, match=r"leaf 'c' and leaf 'a' are"):
+        bx.pack({"a": vector[::2], "b": vector[1:2], "c": vector[3:].view(torch.int32)[1:2].view(torch.float32)})
+    with pytest.raises(ValueError, match="numbers in common"):
+        bx.pack({"a": vector[::2], "b": vector.double().view(torch.float32)[::2], "c": vector[::3]})
+    bx.pack({"even": vector[::2], "odd": vector[1::2]})
     bx.pack({"a": matrix[:, :1], "b": matrix[:, 1:]})
     bx.pack({"a": torch.zeros(0), "b": torch.zeros(0)})
 

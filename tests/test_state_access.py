@@ -12,7 +12,7 @@ import boxopt as bx
 PARAMS = {"layer": {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, "scale": torch.tensor(1.0)}
 
 
-def build():
+def build(*_):
     return bx.chain(
         bx.named_chain(("adam", bx.scale_by_adam()), ("momentum", bx.trace(0.9))),
         bx.masked(bx.trace(0.5), "*.bias"),
@@ -118,6 +118,12 @@ def test_transformations_read_as_they_are_written():
         bx.multi_steps(bx.project(bx.sets.Simplex()), 4): (
             "multi_steps(project(constraint=Simplex(total=1.0, dim=-1)), every=4, mean=True)"
         ),
+        bx.chain(bx.zero_nans(), bx.add_decayed_weights(0.1), bx.set_to_zero()): (
+            "chain(zero_nans(), add_decayed_weights(weight_decay=0.1), set_to_zero())"
+        ),
+        bx.conditionally_mask(bx.identity(), build): "conditionally_mask(identity(), condition=build)",
+        bx.conditionally_transform(bx.identity(), build): "conditionally_transform(identity(), condition=build)",
+        bx.monitor({"loss": build}): "monitor(measures={'loss': build})",
         bx.stochastic_rounding(bx.identity(), seed=3): "stochastic_rounding(identity(), seed=3)",
         bx.scale_by_learning_rate(lambda count: count): "scale(factor=<lambda>, sign=-1)",
         bx.GradientTransformation(bx.identity().init, build): "build",

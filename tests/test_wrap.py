@@ -1,6 +1,9 @@
 """Wrappers against optax's, and what is boxopt's own: bounds, members, chains, packed trees."""
 
+import inspect
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -142,9 +145,10 @@ def test_lookahead_is_optax_s():
             theirs = optax.LookaheadParams.init_synced(jax.tree.map(jax.numpy.asarray, START))
             tx, params = bx.lookahead(bx.adam(0.1), 3, 0.4, reset), {k: torch.tensor(v) for k, v in START.items()}
             peer_state, state = peer.init(theirs), tx.init(params)
+            peer_update = jax.jit(peer.update)
             for step in range(STEPS):
                 draw = finite_gradients(step)
-                updates, peer_state = peer.update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
+                updates, peer_state = peer_update(jax.tree.map(jax.numpy.asarray, draw), peer_state, theirs)
                 theirs = optax.apply_updates(theirs, updates)
                 updates, state = tx.update({k: torch.tensor(v) for k, v in draw.items()}, state, params)
                 params = bx.apply_updates(params, updates)
@@ -201,11 +205,30 @@ def test_hyperparameters_are_batched_differentiated_and_set_without_recompilatio
     assert slope == -3
     compiled = torch.compile(tx.update, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rate, upper in ((0.1, 0.75), (0.2, 0.35), (0.3, 0.15)):
+        for rate, upper in ((0.1, 0.75), (0.3, 0.15)):
             state = bx.tree_set(state, learning_rate=rate, upper=upper)
             updates, _ = compiled(torch.tensor([1.0, 2.0]), state, params)
             assert torch.equal(bx.apply_updates(params, updates), after(state))
             assert after(state)[0].item() == pytest.approx(min(0.5 - rate, upper), abs=1e-7)
+
+
+def optimizers():
+    made = (getattr(bx.optimizers, name) for name in dir(bx.optimizers))
+    return [f for f in made if inspect.isfunction(f) and "learning_rate" in inspect.signature(f).parameters]
+
+
+@pytest.mark.parametrize("optimizer", optimizers(), ids=lambda f: f.__name__)
+def test_every_optimizer_takes_hyperparameters_from_its_state(optimizer):
+    params = {name: torch.tensor(leaf) for name, leaf in START.items()}
+    plain, injected = optimizer(learning_rate=0.1), bx.inject_hyperparams(optimizer)(learning_rate=0.1)
+    states = plain.init(params), injected.init(params)
+    extra = {"value": torch.tensor(3.0)} if optimizer is bx.polyak_sgd else {}
+    for step in range(3):
+        slopes = {name: torch.tensor(leaf) for name, leaf in finite_gradients(step).items()}
+        expected, first = plain.update(slopes, states[0], params, **extra)
+        updates, second = injected.update(slopes, states[1], params, **extra)
+        states = first, second
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_inject_hyperparams_says_what_is_wrong():
@@ -361,7 +384,7 @@ def test_masters_are_a_float32_run_and_parameters_follow_in_the_box(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_box(dtype):
     """Steps far below the resolution, which rounding to nearest would lose."""
-    box, count = bx.Box(-1.01, 0.7), 40_000
+    box, count = bx.Box(-1.01, 0.7), 10_000
     tx = bx.stochastic_rounding(bx.chain(bx.sgd(1e-5), bx.project(box)), box)
     for start, slope in ((0.5, 1.0), (0.25, -3.0), (-0.6, -0.5)):
         params = torch.full((count,), start, dtype=dtype)
@@ -528,6 +551,9 @@ WRAPPERS = {
 }
 
 
+LAST = ("lookahead", "master_weights")
+
+
 @bx.elementwise
 def add_value(updates, state, params, *, value, step_size=1.0):
     return torch.utils._pytree.tree_map(lambda u: u + value * step_size, updates), state
@@ -537,9 +563,19 @@ def add_value(updates, state, params, *, value, step_size=1.0):
 def test_wrappers_pass_things_on(name):
     """The mark of a finished step, the step size, extra arguments and packed trees."""
     wrap = WRAPPERS[name]
-    with pytest.raises(ValueError, match="finished step"):
+    with pytest.raises(ValueError, match="counts on its updates" if name in LAST else "finished step"):
         bx.chain(wrap(bx.chain(bx.adam(0.1), bx.project(BOX))), bx.scale(2.0))
-    bx.chain(wrap(bx.chain(bx.adam(0.1), bx.project(BOX))), bx.barrier(BOX, 0.1))
+    chained = lambda tx: bx.chain(wrap(bx.chain(bx.adam(0.1), bx.project(BOX))), tx)  # noqa: E731
+    chained(bx.ema_params(0.9))
+    if name in LAST:
+        with pytest.raises(
+            ValueError, match=rf"\(barrier\) comes after member 0 \({name}\), which counts on its updates"
+        ):
+            chained(bx.barrier(BOX, 0.1))
+        with pytest.raises(ValueError, match="which counts on its updates"):
+            bx.chain(bx.chain(bx.sgd(0.1), bx.ema_params(0.9)), wrap(bx.sgd(0.1)))
+    else:
+        chained(bx.barrier(BOX, 0.1))
 
     inner = bx.GradientTransformation(bx.identity().init, add_value)
     tx = bx.chain(bx.scale(0.5), wrap(inner))
@@ -549,15 +585,16 @@ def test_wrappers_pass_things_on(name):
     with pytest.raises(TypeError, match="vlaue"):
         tx.update(params, tx.init(params), params, vlaue=3.0)
 
-    simplex = bx.chain(wrap(bx.adam(0.1)), bx.project(bx.sets.Simplex()))
-    plain = bx.chain(bx.adam(0.1), bx.project(bx.sets.Simplex()))
-    params = torch.tensor([0.2, 0.3, 0.5])
-    states = simplex.init(params), plain.init(params)
-    for slope in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 2.0, -3.0])):
-        one, first = simplex.update(slope, states[0], params)
-        two, second = plain.update(slope, states[1], params)
-        torch.testing.assert_close(one, two)
-        states = first, second
+    if name not in LAST:
+        simplex = bx.chain(wrap(bx.adam(0.1)), bx.project(bx.sets.Simplex()))
+        plain = bx.chain(bx.adam(0.1), bx.project(bx.sets.Simplex()))
+        params = torch.tensor([0.2, 0.3, 0.5])
+        states = simplex.init(params), plain.init(params)
+        for slope in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 2.0, -3.0])):
+            one, first = simplex.update(slope, states[0], params)
+            two, second = plain.update(slope, states[1], params)
+            torch.testing.assert_close(one, two)
+            states = first, second
 
     packed, unpack = bx.pack({"a": torch.tensor([0.5, -0.5]), "b": torch.tensor(0.1)})
     tx = wrap(bx.chain(bx.clip_by_global_norm(0.5), bx.adam(0.1), bx.project(BOX)))
@@ -587,8 +624,7 @@ def test_wrapped_steps_can_be_compiled_with_donation():
     rate = torch.tensor(0.1)
     tx = bx.chain(
         bx.inject_hyperparams(bx.scale_by_learning_rate)(rate),
-        bx.lookahead(bx.multi_steps(bx.trace(0.9), 2), 2, 0.5),
-        bx.project(BOX),
+        bx.lookahead(bx.chain(bx.multi_steps(bx.trace(0.9), 2), bx.project(BOX)), 2, 0.5),
         bx.ema_params(0.9),
     )
 
@@ -604,3 +640,10 @@ def test_wrapped_steps_can_be_compiled_with_donation():
         expected, given = step(*expected), compiled(*given)
         torch.testing.assert_close(torch.utils._pytree.tree_leaves(given), torch.utils._pytree.tree_leaves(expected))
     assert rate == 0.1
+
+
+def test_the_page_on_wrappers_prints_what_it_says(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "wrappers.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    exec(compile(code, "wrappers.py", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from boxopt.core import tree
 from boxopt.core.pack import Layout, Packed, _on_leaves_update, on_leaves
-from boxopt.core.transform import GradientTransformation, accepted, bind, finished, is_identity, members
+from boxopt.core.transform import GradientTransformation, accepted, bind, finished, is_identity, is_last, members
 from boxopt.core.types import P
 
 
@@ -138,9 +138,14 @@ def _refuse_unknown(extra: Mapping[str, Any], taken: tuple[frozenset[str] | None
 
 
 def _refuse_unfinished(names: tuple[str, ...], transformations: tuple[GradientTransformation, ...]) -> None:
-    finisher = None
+    finisher, keeper = None, None
     for name, member in zip(names, transformations, strict=True):
         kinds = _kinds(member)
+        if keeper is not None and kinds - {"last"}:
+            raise ValueError(
+                f"member {name} of the chain ({_describe(member)}) comes after member {keeper[0]} "
+                f"({_describe(keeper[1])}), which counts on its updates being applied as they are. Put it before."
+            )
         if finisher is not None and "gradient" in kinds:
             raise ValueError(
                 f"member {name} of the chain ({_describe(member)}) comes after member {finisher[0]} "
@@ -149,13 +154,19 @@ def _refuse_unfinished(names: tuple[str, ...], transformations: tuple[GradientTr
             )
         if "step" in kinds:
             finisher = (name, member)
+        if "last" in kinds:
+            keeper = (name, member)
 
 
 def _kinds(transformation: GradientTransformation) -> set[str]:
-    """Whether a transformation changes gradients, finishes steps, does both ("gradient" first), or neither."""
+    """Whether a transformation changes gradients, finishes steps, does both ("gradient" first), or neither.
+
+    And whether it has to be the last: then, if it wraps nothing, it changes nothing.
+    """
     inner = tuple(members(transformation))
-    if inner:
-        return set().union(*(_kinds(member) for member in inner))
+    own: set[str] = {"last"} if is_last(transformation) else set()
+    if inner or own:
+        return own.union(*(_kinds(member) for member in inner))
     if transformation.step_size is finished:
         return {"step"}
     return set() if is_identity(transformation) else {"gradient"}

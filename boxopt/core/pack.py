@@ -20,6 +20,7 @@ from torch._utils import _flatten_dense_tensors
 
 from boxopt.core import tree
 from boxopt.core.donation import refuse_consumed
+from boxopt.core.storage import tied
 from boxopt.core.transform import GradientTransformation, bind, finished, is_elementwise, unchanged
 
 
@@ -277,7 +278,8 @@ def pack(params: Any, batch_dims: int = 0) -> tuple[Packed, Layout]:
         another tree of the same structure, and ``unpack.expand(prefix, packed)`` lays out a pytree prefix of numbers.
 
     Raises:
-        ValueError: Two leaves are the same tensor: packed, they would part. Give it once.
+        ValueError: Two leaves are the same tensor, or views that have numbers in common: packed, they would part. Give
+            it once.
         TypeError: A leaf is not a dense tensor.
 
     Example:
@@ -320,20 +322,13 @@ def _layout_of(params: Any, batch_dims: int = 0) -> Layout:
 
 
 def _refuse_tied(paths: list[str], leaves: list[Tensor]) -> None:
-    if torch.compiler.is_compiling():
-        return
-    seen: dict[Any, str] = {}
-    for path, leaf in zip(paths, leaves, strict=True):
-        try:
-            place = leaf.data_ptr() if leaf.numel() else path
-        except RuntimeError:  # under vmap and grad, and of fake tensors
-            place = -id(leaf)
-        if place in seen:
-            raise ValueError(
-                f"{tree.name(path)} and {tree.name(seen[place])} are the same tensor, or views of one, and would part "
-                "when packed: give it once, or clone it"
-            )
-        seen[place] = path
+    pair = None if torch.compiler.is_compiling() else tied(leaves)
+    if pair is not None:
+        first, second = (tree.name(paths[index]) for index in pair)
+        raise ValueError(
+            f"{second} and {first} are the same tensor, or views of one that have numbers in common, and would part "
+            "when packed: give it once, or clone it"
+        )
 
 
 def _side_by_side(leaves: list[Tensor], batch_dims: int) -> Tensor:

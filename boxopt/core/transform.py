@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import foreach, tree
 from boxopt.core.donation import refuse_consumed
 from boxopt.core.types import P, ParameterSet
 
@@ -103,6 +103,21 @@ def whole_leaves(update: F) -> F:
     """Declare that an update function needs whole leaves, though it passes them on to a transformation bound in it."""
     update.elementwise = False  # pyright: ignore[reportFunctionMemberAccess]
     return update
+
+
+def last(update: F) -> F:
+    """Declare that an update function counts on its updates being applied as they are: it keeps what comes of them.
+
+    In a chain nothing that changes updates may follow.
+    """
+    update.last = True  # pyright: ignore[reportFunctionMemberAccess]
+    return update
+
+
+def is_last(transformation: GradientTransformation) -> bool:
+    """Whether a transformation's update is declared `last`."""
+    update = transformation.update
+    return getattr(getattr(update, "func", update), "last", False)
 
 
 def is_elementwise(transformation: GradientTransformation) -> bool:
@@ -203,12 +218,13 @@ def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> 
         >>> bx.apply_updates(torch.tensor([0.5]), torch.tensor([9.0]), within=bx.Box(0.0, 1.0))
         tensor([1.])
     """
-    params = tree.map(_add, params, updates)
+    params = foreach.map(_add, params, updates)
     return params if within is None else within.project(params)
 
 
 def _add(param: Tensor, update: Tensor) -> Tensor:
-    refuse_consumed(param, "the parameter")
+    for leaf in foreach.members(param):
+        refuse_consumed(leaf, "the parameter")
     if param.shape != update.shape:
         raise ValueError(f"the update has shape {tuple(update.shape)}, the parameter {tuple(param.shape)}")
     total = param + update
@@ -265,6 +281,8 @@ def _keyword_arguments(function: Callable[..., Any]) -> frozenset[str] | None:
 def describe(value: Any) -> str:
     """How a transformation, a schedule or a hyperparameter reads: the name of what made it, and what is bound."""
     function = value.update if isinstance(value, GradientTransformation) else value
+    if isinstance(function, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item)}' for key, item in function.items())}}}"
     if isinstance(function, Tensor):
         return repr(function) if function.ndim == 0 else f"Tensor{list(function.shape)}"
     if not callable(function) or isinstance(function, type):
@@ -317,7 +335,9 @@ def _public_name(function: FunctionType) -> str:
     ]
     fitting = (
         [name for name in public if name in (base, f"scale_by_{base}")],
+        [name for name in public if name.endswith(f"_{base}")],
         [name for name in public if name.startswith(f"{base}_")],
         [name for name in public if base.startswith(f"{name}_")],
+        [name for name in public if base in name],
     )
     return next((names[0] for names in fitting if names), base)

@@ -76,9 +76,12 @@ class FusedLasso(VectorRegularizer):
     r"""The regularizer $\lambda_1 \|x\|_1 + \lambda_2 \sum_i |x_{i+1} - x_i|$ of each vector along ``dim``.
 
     In a scalar step size its proximal step is that of the total variation, then the soft threshold. In every metric,
-    with $T$ the proximal step of the total variation, it is $\max(T(y - \eta\lambda_1), 0) + \min(T(y +
-    \eta\lambda_1), 0)$: for a level t > 0, whether $x_i > t$ depends on $\lambda_1$ only through its slope, as if it
-    were that of a linear function, and likewise for t < 0.
+    with $T$ the proximal step of the total variation, it is
+
+    $$ \max(T(y - \eta\lambda_1), 0) + \min(T(y + \eta\lambda_1), 0): $$
+
+    for a level t > 0, whether $x_i > t$ depends on $\lambda_1$ only through its slope, as if it were that of a linear
+    function, and likewise for t < 0.
 
     **With a box** whose bounds are the same for the whole vector, first `boxopt.prox`, then the projection, is the
     proximal step of both. **Derivative.** That of the mean over each block, and 0 where the result is 0.

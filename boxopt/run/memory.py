@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from boxopt.core.storage import span
+
 
 class Memory(NamedTuple):
     """The memory of some tensors that share none of it.
@@ -61,19 +63,6 @@ class Memory(NamedTuple):
 
 class SharedMemoryError(ValueError):
     """Two tensors that should have memory of their own share it: ``args`` are their owners."""
-
-
-def span(tensor: Any) -> tuple[int, int] | None:
-    """The first byte of a tensor and the one after its last; None if it has no elements or no memory of its own."""
-    if not isinstance(tensor, Tensor) or not tensor.numel():
-        return None
-    start = tensor.data_ptr()
-    if not start:
-        return None
-    if tensor.is_contiguous():
-        return start, start + tensor.nbytes
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
 
 
 def materialized(tensor: Any) -> Any:

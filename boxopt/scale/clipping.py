@@ -12,7 +12,8 @@ from boxopt.core.transform import GradientTransformation, bind, elementwise, no_
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
 from boxopt.scale.moments import safe_sqrt
-from boxopt.scale.norms import at_least, root, root_mean_square, squared_global_norm
+from boxopt.scale.norms import at_least, root, root_mean_square
+from boxopt.scale.scalars import squared_norm
 
 
 def clip(max_delta: Scalar) -> GradientTransformation:
@@ -81,7 +82,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
 @elementwise  # of a packed tree the norm is the same
 def _clip_by_global_norm_update(updates: P, state: Any, params: P, *, max_norm: Scalar) -> tuple[P, Any]:
-    norm = safe_sqrt(squared_global_norm(updates))
+    norm = safe_sqrt(squared_norm(updates))
     limit = exact.as_tensor(max_norm, norm)
     factor = torch.where(norm > limit, limit / norm, 1.0)
     return tree.map(lambda u: (exact.wide(u) * exact.like(factor, exact.wide(u))).to(u.dtype), updates), state

@@ -18,8 +18,8 @@ from boxopt.scale.norms import (
     norm,
     root,
     root_mean_square,
-    squared_global_norm,
 )
+from boxopt.scale.scalars import squared_norm
 
 
 def scale_by_param_block_norm(min_scale: Scalar = 1e-3) -> GradientTransformation:
@@ -156,6 +156,6 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
 def _normalize_update(
     updates: P, state: FactorState, params: P, *, scale: Scalar, eps: Scalar
 ) -> tuple[P, FactorState]:
-    length = root(squared_global_norm(updates)) + eps
+    length = root(squared_norm(updates)) + eps
     factor = exact.like(scale, length) / length
     return multiply(updates, factor), FactorState(factor)

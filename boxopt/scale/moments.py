@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, foreach, tree
 from boxopt.core.types import Scalar
 
 
@@ -40,7 +40,7 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
             return exact.like(rate * old + (1 - rate) * new, moment)
         return exact.like(torch.lerp(old, new, 1 - decay), moment)
 
-    return tree.map(average, moments, updates)
+    return foreach.map(average, moments, updates)
 
 
 def bias_correction(decay: Scalar, count: Tensor) -> Tensor:
@@ -133,4 +133,4 @@ def map_wide(function: Callable[..., Tensor], reference: Any, *rest: Any) -> Any
         first = exact.wide(x)
         return exact.like(function(first, *[exact.like(other, first) for other in others]), x)
 
-    return tree.map(compute, reference, *rest)
+    return foreach.map(compute, reference, *rest)

@@ -10,6 +10,7 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.core.types import Scalar
 from boxopt.scale.moments import multiply_step_size, safe_sqrt
+from boxopt.scale.scalars import squared_norm
 
 
 def root(square: Tensor) -> Tensor:
@@ -25,11 +26,6 @@ def norm(x: Tensor) -> Tensor:
 def root_mean_square(x: Tensor) -> Tensor:
     """The root of the mean square of a leaf, in the dtype for arithmetic; 0 for a leaf without elements."""
     return root(exact.wide(x).square().sum() / max(x.numel(), 1))
-
-
-def squared_global_norm(updates: Any) -> Tensor:
-    """The sum of the squares of all numbers in a tree."""
-    return tree.reduce(torch.add, tree.map(lambda u: exact.wide(u).square().sum(), updates))
 
 
 def at_least(value: Tensor, least: Scalar) -> Tensor:
@@ -55,7 +51,7 @@ def init_factors(params: Any) -> FactorState:
 def init_factor(params: Any) -> FactorState:
     """One factor for all leaves, in the dtype of their norm."""
     tree.check_parameters(params)
-    return FactorState(torch.ones_like(squared_global_norm(params)))
+    return FactorState(torch.ones_like(squared_norm(params)))
 
 
 def multiply(updates: Any, factors: Any) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor
 from boxopt.core import exact
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
-from boxopt.scale.norms import FactorState, factor_step_size, init_factor, multiply, squared_global_norm
+from boxopt.scale.norms import FactorState, factor_step_size, init_factor, multiply
+from boxopt.scale.scalars import squared_norm
 
 _EPSILON = torch.finfo(torch.float64).eps
 
@@ -69,7 +70,7 @@ def _polyak_update(
     eps: Scalar,
     positive: bool,
 ) -> tuple[P, FactorState]:
-    square = squared_global_norm(updates)
+    square = squared_norm(updates)
     bottom = square + exact.like(eps, square)
     gap = exact.as_tensor(value - f_min, square)
     if positive:

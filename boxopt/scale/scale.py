@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, foreach, tree
 from boxopt.core.combine import masked
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule, Schedule
@@ -93,7 +93,7 @@ def _scale_update(updates: P, state: Any, params: P, *, factor: Any, sign: int) 
     value = current(factor, state)
     if tree.is_leaf(value) and not (isinstance(value, Tensor) and value.ndim):
         one = exact.cast_once(sign * value)
-        return tree.map(lambda update: _times(update, one), updates), advance(state)
+        return foreach.map(lambda update: _times(update, one), updates), advance(state)
 
     def multiply(update: Tensor, by: Any) -> Tensor:
         return _times(update, lambda u: sign * exact.like(by, u))

@@ -36,10 +36,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[Scalar]) 
     """
     if len(boundaries) != len(schedules) - 1:
         raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} boundaries, got {len(boundaries)}")
-    return bind(_joined, schedules=tuple(schedules), boundaries=tuple(boundaries))
+    return bind(_join, schedules=tuple(schedules), boundaries=tuple(boundaries))
 
 
-def _joined(count: Tensor, *, schedules: tuple[Schedule, ...], boundaries: tuple[Scalar, ...]) -> Tensor:
+def _join(count: Tensor, *, schedules: tuple[Schedule, ...], boundaries: tuple[Scalar, ...]) -> Tensor:
     count = torch.as_tensor(count)
     value = schedules[0](count)
     for boundary, schedule in zip(boundaries, schedules[1:], strict=True):

@@ -10,13 +10,13 @@ Each minimizes $\tfrac12\sum_i (x_i - y_i)^2/\tau_i + B(x)$ with $\tau_i = \mu\e
 - the second-order cone, $B = -\log(t^2 - \|x\|^2)$: with $q_i = \tau_i/\tau_t$, s the candidate for t, and
   $g_i = (1 + q_i)t - q_i s$, $x_i = y_i t/g_i$ and $(t - s)\,t\,(1 - \sum_i (y_i/g_i)^2) = 2\tau_t$.
 
-**The equation** is monotone, with its root in a known bracket. Newton's steps are taken on detached numbers, by bisection
-where they leave the bracket and every third time; then `_DERIVATIVE_STEPS` of them with the graph attached, which leave the
-value as it is and carry derivatives to the third order: see `boxopt.sets.log_barrier`.
+**The equation** is monotone, with its root in a known bracket. Newton's steps are taken on detached numbers, by
+bisection where they leave the bracket or shrink it little; then `_DERIVATIVE_STEPS` of them with the graph attached,
+which leave the value as it is and carry derivatives to the third order: see `boxopt.sets.log_barrier`.
 
-**Scale.** Each problem is first divided by the set's size, so that it neither overflows nor underflows. Where τ is less than
-`_LEAST_TAU` of the size squared, and ratios of step sizes less than 1e-12, they are raised to that: with τ = 0 the results
-are those of projections, to rounding, in the Euclidean metric.
+**Scale.** Each problem is first divided by the set's size, so that it neither overflows nor underflows. Where τ is less
+than `_LEAST_TAU` of the size squared, and ratios of step sizes less than 1e-12, they are raised to that: with τ = 0 the
+results are those of projections, to rounding, in the Euclidean metric.
 
 Source: G. Chierchia, E. Chouzenoux, P. L. Combettes and J.-C. Pesquet, The proximity operator repository; S. Boyd and
 L. Vandenberghe, Convex Optimization, 2004, chapter 11.
@@ -25,11 +25,13 @@ L. Vandenberghe, Convex Optimization, 2004, chapter 11.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from boxopt.core import exact
+from boxopt.core.search import a_number_each, may_stop, search
 
 _SOLVE_STEPS = 40
 _DERIVATIVE_STEPS = 2
@@ -40,30 +42,34 @@ _LARGEST = {torch.float64: 1e100, torch.float32: 1e15}
 Equation = Callable[..., tuple[Tensor, Tensor]]
 
 
-def root_of(equation: Equation, start: Tensor, low: Tensor, high: Tensor, *arguments: Tensor) -> Tensor:
-    """The root of an increasing function in [low, high], differentiable with respect to its arguments.
+def find_root(equation: Equation, start: Tensor, low: Tensor, high: Tensor, *arguments: Tensor) -> Tensor:
+    """The root of an increasing function in [low, high]; the steps begin at ``start``.
 
-    ``equation(unknown, *arguments)`` gives the value and the slope. The steps begin at ``start``.
+    ``equation(unknown, *arguments)`` gives the value and the slope.
     """
-    fixed = [argument.detach() for argument in arguments]
-    trial, low, high = start.detach(), low.detach(), high.detach()
-    stop_early = exact.is_constant(*arguments) and low.device.type == "cpu"
+    trial = start
     for count in range(_SOLVE_STEPS):
-        value, slope = equation(trial, *fixed)
+        value, slope = equation(trial, *arguments)
         low, high = torch.where(value <= 0, trial, low), torch.where(value >= 0, trial, high)
         newton = trial - value / torch.where(slope > 0, slope, 1.0)
         usable = (slope > 0) & (newton >= low) & (newton <= high)
-        if stop_early and bool(((value == 0) | usable & ((newton - trial).abs() <= 2e-16 * trial.abs())).all()):
+        close = (newton - trial).abs() <= 2e-16 * trial.abs()
+        if may_stop(trial) and bool(((value == 0) | usable & close).all()):
             break
         bisect = torch.where(low > 0, low.clamp_min(0.0).sqrt() * high.clamp_min(0.0).sqrt(), low + (high - low) / 2)
         if count % 3 == 2:
             usable = usable & ((newton - trial).abs() <= (high - low) / 4)
         trial = torch.where(value == 0, trial, torch.where(usable, newton, bisect))
+    return trial.clone()
+
+
+def attached(equation: Equation, root: Tensor, *arguments: Tensor) -> Tensor:
+    """The root with its derivatives with respect to the arguments."""
     for _ in range(_DERIVATIVE_STEPS):
-        value, slope = equation(trial, *arguments)
+        value, slope = equation(root, *arguments)
         usable = (slope > 0).detach()
-        trial = trial - torch.where(usable, value / torch.where(usable, slope, 1.0), 0.0)
-    return trial
+        root = root - torch.where(usable, value / torch.where(usable, slope, 1.0), 0.0)
+    return root
 
 
 def scaled(y: Tensor, tau: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +95,6 @@ def prox_simplex(y: Tensor, tau: Tensor, total: Tensor) -> Tensor:
     is_point = (total <= 0).detach()
     total = torch.where(is_point, 1.0, total)
     y, tau = scaled(y, tau, total)
-    count = y.shape[-1]
     ratio = tau / tau.detach().amax(-1, keepdim=True)
 
     # No entry of the result exceeds 1. The multiplier at which the largest would be 1 is where to count from, and that
@@ -100,16 +105,24 @@ def prox_simplex(y: Tensor, tau: Tensor, total: Tensor) -> Tensor:
     z = y - least * ratio
     z = torch.where((multipliers == least) | (z > limit), exact.replaced(z, limit), z)
 
-    def equation(multiplier: Tensor, z: Tensor, tau: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        x, slope = positive_root(z - multiplier * ratio, tau)
-        return 1 - x.sum(-1, keepdim=True), (ratio * slope).sum(-1, keepdim=True)
-
-    alike = ((z - 1 / count + count * tau) / ratio).detach()  # where an entry would be the mean
-    low = alike.amin(-1, keepdim=True).clamp_min(0.0)
-    multiplier = root_of(equation, low, low, alike.amax(-1, keepdim=True).clamp_min(0.0), z, tau, ratio)
+    root = _simplex_multiplier(z.detach(), tau.detach(), ratio.detach())
+    multiplier = attached(_simplex_equation, root, z, tau, ratio)
     x = positive_root(z - multiplier * ratio, tau)[0]
     x = x / x.detach().sum(-1, keepdim=True)
     return torch.where(is_point, 0.0, x * total)
+
+
+def _simplex_equation(multiplier: Tensor, z: Tensor, tau: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    x, slope = positive_root(z - multiplier * ratio, tau)
+    return 1 - x.sum(-1, keepdim=True), (ratio * slope).sum(-1, keepdim=True)
+
+
+@search("barrier_simplex", a_number_each)
+def _simplex_multiplier(z: Tensor, tau: Tensor, ratio: Tensor) -> Tensor:
+    count = z.shape[-1]
+    alike = (z - 1 / count + count * tau) / ratio  # where an entry would be the mean
+    low, high = (edge.clamp_min(0.0) for edge in torch.aminmax(alike, dim=-1, keepdim=True))
+    return find_root(_simplex_equation, low, low, high, z, tau, ratio)
 
 
 def prox_ball(y: Tensor, tau: Tensor, radius: Tensor) -> Tensor:
@@ -118,23 +131,26 @@ def prox_ball(y: Tensor, tau: Tensor, radius: Tensor) -> Tensor:
     radius = torch.where(is_point, 1.0, radius)
     y, tau = scaled(y, tau, radius)
     limit = (1 - rounding(y)) ** 2  # of the square of the norm
-
-    def equation(slack: Tensor, y: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        share = slack / (slack + 2 * tau)
-        square = (y * share) ** 2
-        slope = 1 + (4 * tau / (slack + 2 * tau) * square / slack).sum(-1, keepdim=True)
-        return square.sum(-1, keepdim=True) + slack - limit, slope
-
-    # With one coordinate alone the slack is larger; with all as near as the one of the least step size, smaller.
-    size, fixed = y.detach().abs(), tau.detach()
-    norm = torch.linalg.vector_norm(size, dim=-1, keepdim=True)
-    high = slack_bounds(size, fixed)[1].amin(-1, keepdim=True).clamp_max(limit)
-    low = slack_bounds(norm, fixed.amin(-1, keepdim=True))[0] / 2
-    slack = root_of(equation, high, torch.minimum(low, high), high, y, tau)
+    slack = attached(partial(_ball_equation, limit=limit), _ball_slack(y.detach(), tau.detach(), limit), y, tau)
     x = y * (slack / (slack + 2 * tau))
     norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
     x = x * torch.where(norm > limit**0.5, limit**0.5 / norm, 1.0)
     return torch.where(is_point, 0.0, x * radius)
+
+
+def _ball_equation(slack: Tensor, y: Tensor, tau: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    square = (y * (slack / (slack + 2 * tau))) ** 2
+    slope = 1 + (4 * tau / (slack + 2 * tau) * square / slack).sum(-1, keepdim=True)
+    return square.sum(-1, keepdim=True) + slack - limit, slope
+
+
+@search("barrier_ball", a_number_each)
+def _ball_slack(y: Tensor, tau: Tensor, limit: float) -> Tensor:
+    # With one coordinate alone the slack is larger; with all as near as the one of the least step size, smaller.
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    high = slack_bounds(y.abs(), tau)[1].amin(-1, keepdim=True).clamp_max(limit)
+    low = slack_bounds(norm, tau.amin(-1, keepdim=True))[0] / 2
+    return find_root(partial(_ball_equation, limit=limit), high, torch.minimum(low, high), high, y, tau)
 
 
 def slack_bounds(distance: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,25 +173,30 @@ def prox_cone(y: Tensor, tau: Tensor) -> Tensor:
     x, t, step = y[..., :-1], y[..., -1:], tau[..., -1:]
     ratio = tau[..., :-1] / step
 
-    def equation(last: Tensor, x: Tensor, t: Tensor, ratio: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        gap = (1 + ratio) * last - ratio * t
-        square = (x / gap) ** 2
-        inner, area = 1 - square.sum(-1, keepdim=True), (last - t) * last
-        slope = (2 * last - t) * inner + 2 * area * ((1 + ratio) * square / gap).sum(-1, keepdim=True)
-        return area * inner - 2 * step, slope
-
-    # Below ``low`` a factor is negative; at ``high`` the last is more than a half.
-    x_, t_, ratio_, step_ = x.detach(), t.detach(), ratio.detach(), step.detach()
-    least = 1e-3 * positive_root(t_, step_)[0]
-    low = ((x_.abs() + ratio_ * t_) / (1 + ratio_)).amax(-1, keepdim=True)
-    low = torch.maximum(torch.maximum(low, t_), least)
-    wide = ((2 * x.shape[-1]) ** 0.5 * x_.abs() + ratio_ * t_) / (1 + ratio_)
-    high = torch.maximum(wide.amax(-1, keepdim=True), positive_root(t_, 4 * step_)[0])
-    last = root_of(equation, high, torch.minimum(low, high), high, x, t, ratio, step)
+    root = _cone_last(x.detach(), t.detach(), ratio.detach(), step.detach())
+    last = attached(_cone_equation, root, x, t, ratio, step)
     x = x * last / ((1 + ratio) * last - ratio * t)
     norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) * (1 + rounding(x))
     last = torch.where(last > norm, last, exact.replaced(last, torch.maximum(norm, last)))
     return torch.cat([x, last], -1) * size
+
+
+def _cone_equation(last: Tensor, x: Tensor, t: Tensor, ratio: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    gap = (1 + ratio) * last - ratio * t
+    square = (x / gap) ** 2
+    inner, area = 1 - square.sum(-1, keepdim=True), (last - t) * last
+    slope = (2 * last - t) * inner + 2 * area * ((1 + ratio) * square / gap).sum(-1, keepdim=True)
+    return area * inner - 2 * step, slope
+
+
+@search("barrier_cone", a_number_each)
+def _cone_last(x: Tensor, t: Tensor, ratio: Tensor, step: Tensor) -> Tensor:
+    # Below ``low`` a factor is negative; at ``high`` the last is more than a half.
+    low = ((x.abs() + ratio * t) / (1 + ratio)).amax(-1, keepdim=True)
+    low = torch.maximum(torch.maximum(low, t), 1e-3 * positive_root(t, step)[0])
+    wide = ((2 * x.shape[-1]) ** 0.5 * x.abs() + ratio * t) / (1 + ratio)
+    high = torch.maximum(wide.amax(-1, keepdim=True), positive_root(t, 4 * step)[0])
+    return find_root(_cone_equation, high, torch.minimum(low, high), high, x, t, ratio, step)
 
 
 def prox_halfspace(y: Tensor, tau: Tensor, normal: Tensor, offset: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, foreach, tree
 from boxopt.core.values import is_true
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.log_barrier import prox_log_barrier, relaxed_log, relaxed_log_slope
@@ -76,7 +76,7 @@ class Box(ConstraintSet):
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         """The nearest point of the box, which is the same in every diagonal metric; its sums stay exact."""
-        return self._map(lambda leaf, lower, upper: exact.clamp(leaf, *_limits(leaf, lower, upper)), x)
+        return self._map_together(lambda leaf, lower, upper: exact.clamp(leaf, *_limits(leaf, lower, upper)), x)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         """The update whose sum with ``params`` is in the box, or strictly inside it: see `boxopt.core.exact`."""
@@ -85,7 +85,7 @@ class Box(ConstraintSet):
         def land_leaf(leaf: Tensor, lower: Any, upper: Any, goal: Tensor) -> Tensor:
             return exact.land(leaf, goal, *limits(leaf, lower, upper))
 
-        return self._map(land_leaf, params, target)
+        return (self._map if strictly else self._map_together)(land_leaf, params, target)
 
     def violation(self, x: Any) -> Tensor:
         """The largest distance of a coordinate from the box."""
@@ -162,6 +162,13 @@ class Box(ConstraintSet):
         lower = tree.expand(self.lower, x, none=-math.inf)
         upper = tree.expand(self.upper, x, none=math.inf)
         return tree.map(function, x, lower, upper, *rest)
+
+    def _map_together(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
+        """`_map`, where bounds that are two numbers let small leaves go together."""
+        lower, upper = self.lower, self.upper
+        if not all(bound is None or isinstance(bound, float | int) for bound in (lower, upper)):
+            return self._map(function, x, *rest)
+        return foreach.map(lambda leaf, *others: function(leaf, lower, upper, *others), x, *rest)
 
 
 def NonNegative() -> Box:  # noqa: N802  (sets are named as classes are)

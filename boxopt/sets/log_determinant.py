@@ -1,12 +1,13 @@
 r"""The barrier −log det X of positive definite matrices.
 
-**The proximal step.** $X - \tau X^{-1} = Y$ has the eigenvectors of Y and eigenvalues $(\lambda + \sqrt{\lambda^2 +
-4\tau})/2$. They are computed on detached numbers. Derivatives come by Newton's steps with the graph attached, in the
-eigenbasis, with the derivative at the solution kept: $X \leftarrow X - (X - \tau X^{-1} - Y)_{ij}/(1 + \tau/(x_i x_j))$.
-No difference of eigenvalues occurs, so that equal ones are harmless; j steps are exact to the order j. Three are used.
+**The proximal step.** $X - \tau X^{-1} = Y$ has Y's eigenvectors and the eigenvalues
+$(\lambda + \sqrt{\lambda^2 + 4\tau})/2$. They are computed on detached numbers. Derivatives come by Newton's steps with
+the graph attached, in the eigenbasis, with the derivative kept at the solution:
+$X \leftarrow X - (X - \tau X^{-1} - Y)_{ij}/(1 + \tau/(x_i x_j))$. No difference of eigenvalues occurs, so that equal
+ones are harmless; j steps are exact to the order j. Three are used.
 
-**In a metric** that is a product, $\tau_{ij} = d_i d_j$, the congruence $X = D^{1/2} Z D^{1/2}$ makes it Euclidean. Any
-other metric is brought near that, and what is left is found by `_METRIC_STEPS` accelerated proximal gradient steps: their
+**In a metric** that is a product, $\tau_{ij} = d_i d_j$, the congruence $X = D^{1/2} Z D^{1/2}$ makes it Euclidean.
+Any other is brought near that, and what is left is found by `_METRIC_STEPS` accelerated proximal gradient steps: their
 error is about exp(−2·_METRIC_STEPS/√κ), κ the ratio of the largest and least $\tau_{ij}/(d_i d_j)$. Every step is
 positive definite. Derivatives are those of the steps.
 

@@ -5,13 +5,13 @@ with slacks $s = b - Ax$; the projection has a μ that is negligible. With multi
 
 $$ x = y - \tau A^\top\lambda, \qquad Ax + s = b, \qquad s_j\lambda_j = \mu. $$
 
-The first holds throughout. Newton's steps for the others are shortened so that s and λ stay positive, and μ comes down
-to its value from that of the start, a candidate for each row alone. Each step solves a positive definite system with as many
-unknowns as A has rows or columns, whichever are fewer. The number of steps is fixed. Slacks that come out of Newton's
-full step satisfy $Ax + s = b$ to rounding, so that s > 0 means strictly inside.
+Newton's steps are shortened so that s and λ stay positive, and μ comes down to its value. Each step solves a positive
+definite system with as many unknowns as A has rows or columns, whichever are fewer. The number of steps is fixed. What
+comes of a full step satisfies $Ax + s = b$ to rounding, so that s > 0 means strictly inside.
 
-**Rounding.** Solved twice: the second time, from where the first ended, the offsets are less by what $Ax$ can err by when x
-is rounded to its dtype. So results are strictly inside when evaluated in float64, if the polyhedron is wider than that.
+**Rounding.** Solved twice: the second time, from where the first ended, the offsets are less by what $Ax$ can err by
+when x is rounded to its dtype. So results are strictly inside when evaluated in float64, if the polyhedron is wider
+than that.
 
 Source: S. J. Wright, Primal-Dual Interior-Point Methods, 1997, chapter 6.
 """
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import search
 from boxopt.core.values import is_true
 from boxopt.sets.interior import InteriorSet, shortened
 from boxopt.sets.log_barrier import relaxed_log, relaxed_log_slope
@@ -56,11 +57,12 @@ class Polyhedron(InteriorSet):
         dim: The dimension of the vectors; several; or ``None`` for whole leaves.
 
     Raises:
-        TypeError, ValueError: ``matrix`` is no matrix of real numbers, a value is NaN, or the shapes do not fit together.
+        TypeError, ValueError: ``matrix`` is no matrix of real numbers, a value is NaN, or the shapes do not fit.
 
     Example:
         >>> import torch, boxopt as bx
-        >>> triangle = bx.sets.Polyhedron(torch.tensor([[-1.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), torch.tensor([0.0, 0.0, 1.0]))
+        >>> rows = torch.tensor([[-1.0, 0.0], [0.0, -1.0], [1.0, 1.0]])
+        >>> triangle = bx.sets.Polyhedron(rows, torch.tensor([0.0, 0.0, 1.0]))
         >>> triangle.project(torch.tensor([[1.0, 1.0], [0.25, 0.5], [2.0, -1.0]])).round(decimals=4)
         tensor([[0.5000, 0.5000],
                 [0.2500, 0.5000],
@@ -100,7 +102,7 @@ class Polyhedron(InteriorSet):
         return matrix / length.unsqueeze(-1), offset / length
 
     def _slack(self, x: Tensor) -> Tensor:
-        """B − Ax in float64."""
+        """The slacks b − Ax in float64."""
         return precise(self.offset) - (precise(x).unsqueeze(-2) * precise(self.matrix)).sum(-1)
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
@@ -157,21 +159,42 @@ def interior_point(
     target = torch.where(usable, largest, 0.0) if has_barrier else torch.zeros_like(largest)
     target = torch.maximum(target, _NEGLIGIBLE * scale**2)
 
-    fixed = (y.detach(), ratio.detach(), matrix.detach(), offset.detach())
-    own = product(matrix.detach() ** 2, fixed[1]).clamp_min(1e-12)
-    w, at_first = excess.detach(), target + 1e-2 * scale**2
-    multiplier = (w.clamp_min(0.0) + torch.sqrt(at_first)) / own.clamp_max(1.0)
-    x = fixed[0] - fixed[1] * transposed_product(fixed[2], multiplier)
-    at = (x, multiplier, at_first / multiplier)
-    for _ in range(_SOLVE_STEPS):
-        at = interior_step(at, target, *fixed)
-    size = product(fixed[2].abs(), at[0].abs()) + fixed[3].abs()
-    margin = size * (torch.finfo(dtype).eps * 0.75 + 8 * torch.finfo(x.dtype).eps)
-    for _ in range(_SECOND_STEPS):
-        at = interior_step(at, target, *fixed[:3], fixed[3] - margin)
+    fixed = [value.detach() for value in (y, ratio, matrix, offset, target, scale)]
+    rows, columns = matrix.shape[-2:]
+    found = _search(
+        fixed[0].unsqueeze(-2).expand(*y.shape[:-1], rows, columns),
+        fixed[1].unsqueeze(-2),
+        fixed[2],
+        fixed[3].unsqueeze(-1),
+        fixed[4].unsqueeze(-1),
+        fixed[5].unsqueeze(-1),
+        torch.finfo(dtype).eps,
+    )
+    *at, margin = found.split([columns, rows, rows, rows], -1)
+    state = (at[0], at[1], at[2])
     for _ in range(_DERIVATIVE_STEPS):
-        at = interior_step(at, target, y, ratio, matrix, offset - margin, whole=True)
-    return at[0]
+        state = interior_step(state, target, y, ratio, matrix, offset - margin, whole=True)
+    return state[0]
+
+
+@search("interior_point", lambda shape: (*shape[:-2], shape[-1] + 3 * shape[-2]))
+def _search(
+    y: Tensor, step: Tensor, matrix: Tensor, offset: Tensor, target: Tensor, scale: Tensor, epsilon: float
+) -> Tensor:
+    """x, λ, s and the margin, beside each other; from [..., m, n], [..., 1, n], [m, n], [..., m, 1], [..., 1, 1]."""
+    y, step, offset, target, scale = y[..., 0, :], step[..., 0, :], offset[..., 0], target[..., 0], scale[..., 0]
+    excess = product(matrix, y) - offset
+    own = product(matrix**2, step).clamp_min(1e-12)
+    at_first = target + 1e-2 * scale**2
+    multiplier = (excess.clamp_min(0.0) + torch.sqrt(at_first)) / own.clamp_max(1.0)
+    at = (y - step * transposed_product(matrix, multiplier), multiplier, at_first / multiplier)
+    for _ in range(_SOLVE_STEPS):
+        at = interior_step(at, target, y, step, matrix, offset)
+    margin = product(matrix.abs(), at[0].abs()) + offset.abs()
+    margin = margin * (0.75 * epsilon + 8 * torch.finfo(y.dtype).eps)
+    for _ in range(_SECOND_STEPS):
+        at = interior_step(at, target, y, step, matrix, offset - margin)
+    return torch.cat([*at, margin], -1)
 
 
 def interior_step(
@@ -191,9 +214,10 @@ def interior_step(
     rest = x - y + step * transposed_product(matrix, multiplier)
     residual = offset - product(matrix, x) - slack
     size = product(matrix.detach().abs(), x.detach().abs()) + offset.detach().abs()
-    centre = torch.maximum(target, multiplier.detach() * size * 16 * torch.finfo(x.dtype).eps)
+    least = multiplier.detach() * size * 256 * torch.finfo(x.dtype).eps
+    centre = torch.maximum(target, least)
     if not whole:
-        centre = torch.maximum(centre, 0.1 * (multiplier * slack).mean(-1, keepdim=True))
+        centre = torch.maximum(centre, 0.1 * (multiplier * slack - least).clamp_min(0.0).mean(-1, keepdim=True))
     lack = centre - multiplier * slack
     weight = torch.sqrt(multiplier / slack)
     rows, columns = matrix.shape[-2:]
@@ -227,8 +251,10 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
 
 def product(matrix: Tensor, x: Tensor) -> Tensor:
+    """The vectors Ax."""
     return (matrix @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def transposed_product(matrix: Tensor, weights: Tensor) -> Tensor:
+    """The vectors Aᵀλ."""
     return (weights.unsqueeze(-2) @ matrix).squeeze(-2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
+from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished, last
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import check_nonnegative, current, zero_count
 from boxopt.wrap.select import select
@@ -71,6 +71,7 @@ def _ema_params_init(params: Any) -> EmaParamsState:
     return EmaParamsState(zero_count(params), tree.map(lambda x: exact.wide(x).clone(), params))
 
 
+@last
 @elementwise
 def _ema_params_update(
     updates: P, state: EmaParamsState, params: P, *, decay: ScalarOrSchedule | None, debias: bool

@@ -92,12 +92,11 @@ def _conditional(
     return GradientTransformation(
         bind(_conditional_init, transformation=inner),
         bind(
-            _conditional_update,
+            _conditionally_transform_update if through else _conditionally_mask_update,
             transformation=inner,
             condition=condition,
             takes=accepted(inner),
             also_takes=_arguments(condition) if forward else frozenset(),
-            through=through,
         ),
         bind(_conditional_step_size, transformation=inner, through=through),
     )
@@ -107,7 +106,7 @@ def _conditional_init(params: Any, *, transformation: GradientTransformation) ->
     return ConditionallyTransformState(transformation.init(params), zero_count(params), false(params))
 
 
-def _conditional_update(
+def _conditionally_mask_update(
     updates: P,
     state: ConditionallyTransformState,
     params: P,
@@ -116,16 +115,20 @@ def _conditional_update(
     condition: Callable[..., Any],
     takes: frozenset[str] | None,
     also_takes: frozenset[str] | None,
-    through: bool,
     **extra: Any,
 ) -> tuple[P, ConditionallyTransformState]:
     wanted = condition(state.step, **_among(also_takes, extra))
     applied = torch.as_tensor(wanted, dtype=torch.bool, device=state.step.device)
     given = _among(takes, extra)
     changed, inner = update_where(applied, transformation, updates, state.inner_state, params, given)
-    if through:
-        changed = select(applied, changed, updates)
     return changed, ConditionallyTransformState(inner, state.step + 1, applied)
+
+
+def _conditionally_transform_update(
+    updates: P, state: ConditionallyTransformState, params: P, **bound: Any
+) -> tuple[P, ConditionallyTransformState]:
+    changed, new = _conditionally_mask_update(updates, state, params, **bound)
+    return select(new.applied, changed, updates), new
 
 
 def _arguments(condition: Callable[..., Any]) -> frozenset[str] | None:

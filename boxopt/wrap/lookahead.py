@@ -9,7 +9,7 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.pack import on_leaves
-from boxopt.core.transform import GradientTransformation, apply_updates, bind
+from boxopt.core.transform import GradientTransformation, apply_updates, bind, last
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative, zero_count
 from boxopt.wrap.average import between
@@ -47,8 +47,8 @@ def lookahead(
         reset_state: Whether the fast optimizer begins anew after each synchronization.
 
     Returns:
-        A transformation with a `LookaheadState`. Its updates are to be applied as they are: the slow parameters count
-        on it.
+        A transformation with a `LookaheadState`. It comes last in a chain: the slow parameters count on its updates
+        being applied as they are.
 
     Raises:
         ValueError: ``sync_period`` is below 1, or ``slow_step_size`` negative.
@@ -82,6 +82,7 @@ def _lookahead_init(params: Any, *, transformation: GradientTransformation) -> L
     return LookaheadState(transformation.init(params), zero_count(params), tree.map(torch.clone, params))
 
 
+@last
 def _lookahead_update(
     updates: P,
     state: LookaheadState,

@@ -11,7 +11,7 @@ from boxopt.core import exact, tree
 from boxopt.core.combine import MaskedNode
 from boxopt.core.pack import Packed, on_leaves
 from boxopt.core.random import make_key, split, uniform
-from boxopt.core.transform import GradientTransformation, apply_updates, bind
+from boxopt.core.transform import GradientTransformation, apply_updates, bind, last
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 
@@ -46,11 +46,12 @@ def master_weights(
     """Keep masters of 16-bit parameters in float32, so that small steps are not lost, and let the parameters follow.
 
     The inner transformation sees the masters, and its set bounds them; the parameters are the masters, rounded. A
-    rounding may leave a set that its argument is in (in bfloat16, 0.69999 becomes 0.7012): with ``within``, both are in
+    rounding may leave a set that its argument is in (in bfloat16, 0.702 becomes 0.7031): with ``within``, both are in
     the set to the last bit. Leaves of 32 and 64 bits are updated as without the wrapper.
 
-    It comes last: what changed its updates would part the parameters from their masters. One sum of 16-bit numbers does
-    not reach every other; where it misses the rounded master, by a rounding of the update, a later one reaches it.
+    It comes last in a chain: what changed its updates would part the parameters from their masters. One sum of 16-bit
+    numbers does not reach every other; where it misses the rounded master, by a rounding of the update, a later one
+    reaches it.
 
     Args:
         transformation: What makes the steps, its set included: ``chain(adam(1e-3), project(box))``.
@@ -97,7 +98,7 @@ def stochastic_rounding(
         seed: An integer, an integer tensor (one a member under ``vmap``), or a key.
 
     Returns:
-        A transformation with a `StochasticRoundingState`. It comes last.
+        A transformation with a `StochasticRoundingState`; only sets may follow it.
 
     Example:
         >>> import torch, boxopt as bx
@@ -128,6 +129,7 @@ def _master_weights_init(
     return MasterWeightsState(transformation.init(wide), masters)
 
 
+@last
 def _master_weights_update(
     updates: P,
     state: MasterWeightsState,
