@@ -1,4 +1,4 @@
-"""Small leaves together: the numbers of the path leaf by leaf, to the last bit, wherever nothing asks for a derivative."""
+"""Small leaves together: the numbers of the path leaf by leaf, to the last bit, where nobody asks for derivatives."""
 
 import pytest
 import torch

@@ -342,7 +342,7 @@ MODES = [
 
 @pytest.mark.parametrize(("entry", "mode"), MODES)
 def test_compiles_around_torch_func(entry, mode):
-    """Built inside the compiled function from tensors; without the backend, which is tried above."""
+    """Built inside the compiled function from tensors; without the generation of code, which is tried above."""
     params, h = random_like({"a": torch.zeros(3, 2), "b": torch.zeros(3)}, 0.3), ensemble_hyper(3, torch.float32)
 
     def step(params, h):
@@ -361,7 +361,7 @@ def test_compiles_around_torch_func(entry, mode):
     else:
         arguments = (member(params, 0), Hyper(*(x[0] for x in h)))
         function = torch.func.grad(total) if mode == "grad" else step
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend="eager" if entry.quick else "aot_eager")
     assert_trees_equal(compiled(*arguments), function(*arguments), rtol=1e-5, atol=1e-6)
 
 
