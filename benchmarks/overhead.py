@@ -1,11 +1,12 @@
 """The cost of one eager update by the number of leaves, each of one number: Python and dispatch, no arithmetic.
 
-make bench                        (or: python benchmarks/overhead.py [--curve])
+make bench                        (or: python benchmarks/overhead.py [--curve] [--processor])
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from collections.abc import Callable
 
@@ -54,13 +55,17 @@ def steps(leaves: int) -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--curve", action="store_true", help="1 to 1,024 leaves and a plot")
+    parser.add_argument("--processor", action="store_true", help="processor time, on one thread: for a busy machine")
     arguments = parser.parse_args()
+    if arguments.processor:
+        torch.set_num_threads(1)
+    clock = time.process_time if arguments.processor else time.perf_counter
     print(machine("torchopt"))
     counts = [1, 4, 16, 64, 256, 1024] if arguments.curve else [4, 200]
     curves: dict[str, dict[float, float]] = {}
     with torch.no_grad():
         for count in counts:
-            for name, seconds in medians(steps(count), rounds=9).items():
+            for name, seconds in medians(steps(count), rounds=9, clock=clock).items():
                 curves.setdefault(name, {})[count] = 1e6 * seconds
     print("\n|microseconds a step | " + " | ".join(f"{n} leaves" for n in counts) + " |")
     print("|---" * (len(counts) + 1) + "|")

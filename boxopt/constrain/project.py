@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boxopt.core.transform import EmptyState, GradientTransformation, apply_updates, bind, elementwise, finished
+from boxopt.core.transform import EmptyState, GradientTransformation, bind, elementwise, finished
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 
@@ -57,12 +57,10 @@ def _constraint_init(params: Any, *, constraint: ConstraintSet) -> EmptyState:
 
 @elementwise
 def _project_update(updates: P, state: Any, params: P, *, constraint: ConstraintSet) -> tuple[P, Any]:
-    target = constraint.project(apply_updates(params, updates))
-    return constraint.land(params, target), state
+    return constraint.step(params, updates), state
 
 
 def _project_in_metric_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, step_size: Any = 1.0
 ) -> tuple[P, Any]:
-    target = constraint.project(apply_updates(params, updates), step_size)
-    return constraint.land(params, target), state
+    return constraint.step(params, updates, step_size), state

@@ -35,30 +35,25 @@ def map(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
     """
     if exact.is_constant():
         try:
-            results = _gathered(function, first, *rest)
+            return _map_constant(function, first, *rest)
         except Exception:
-            results = None  # what is wrong with a leaf is raised below, with its name
-        if results is not None:
-            return results
+            pass  # what is wrong with a leaf is raised below, with its name
     return tree.map(function, first, *rest)
 
 
-def _gathered(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
-    """The small leaves together and the others one by one, or None where it is not worth it."""
+def _map_constant(function: Callable[..., Any], first: Any, *rest: Any) -> Any:
+    """The small leaves together and the others one by one."""
     leaves, structure = tree.flatten(first)
-    if len(leaves) < _FEW:
-        return None
     columns = [leaves, *(structure.flatten_up_to(other) for other in rest)]
-    together = _alike(columns)
-    if len(together) < _FEW:
-        return None
-    whole = len(together) == len(leaves)
-    small = function(*[Leaves(c if whole else [c[index] for index in together]) for c in columns]).tensors
-    if torch.is_grad_enabled() and any(result.requires_grad for result in small):
-        return None  # a hyperparameter asks for a derivative
-    if whole:
-        return structure.unflatten(small)
-    results = dict(zip(together, small, strict=True))
+    together = _alike(columns) if len(leaves) >= _FEW else []
+    results: dict[int, Tensor] = {}
+    if len(together) >= _FEW:
+        whole = len(together) == len(leaves)
+        small = function(*[Leaves(c if whole else [c[index] for index in together]) for c in columns]).tensors
+        asked = torch.is_grad_enabled() and any(result.requires_grad for result in small)  # by a hyperparameter
+        if whole and not asked:
+            return structure.unflatten(small)
+        results = {} if asked else dict(zip(together, small, strict=True))
     rows = enumerate(zip(*columns, strict=True))
     return structure.unflatten([results[index] if index in results else function(*row) for index, row in rows])
 

@@ -218,11 +218,12 @@ def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> 
         >>> bx.apply_updates(torch.tensor([0.5]), torch.tensor([9.0]), within=bx.Box(0.0, 1.0))
         tensor([1.])
     """
-    params = foreach.map(_add, params, updates)
+    params = foreach.map(add_update, params, updates)
     return params if within is None else within.project(params)
 
 
-def _add(param: Tensor, update: Tensor) -> Tensor:
+def add_update(param: Tensor, update: Tensor) -> Tensor:
+    """`apply_updates` for one leaf."""
     for leaf in foreach.members(param):
         refuse_consumed(leaf, "the parameter")
     if param.shape != update.shape:

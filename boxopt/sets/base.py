@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from boxopt.core import tree
+from boxopt.core.transform import apply_updates
 
 P = TypeVar("P")
 
@@ -36,6 +37,10 @@ class ConstraintSet:
         interior instead.
         """
         raise NotImplementedError(f"{type(self).__name__} has no exact update")
+
+    def step(self, params: P, updates: P, step_size: Any = 1.0) -> P:
+        """The update that takes ``params`` to the projection of ``params + updates``."""
+        return self.land(params, self.project(apply_updates(params, updates), step_size))
 
     def violation(self, x: Any) -> Tensor:
         """How far ``x`` is outside, as a scalar in the parameters' units: 0 inside and on the boundary."""

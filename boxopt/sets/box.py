@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, foreach, tree
+from boxopt.core.transform import add_update
 from boxopt.core.values import is_true
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.log_barrier import prox_log_barrier, relaxed_log, relaxed_log_slope
@@ -85,7 +86,16 @@ class Box(ConstraintSet):
         def land_leaf(leaf: Tensor, lower: Any, upper: Any, goal: Tensor) -> Tensor:
             return exact.land(leaf, goal, *limits(leaf, lower, upper))
 
-        return (self._map if strictly else self._map_together)(land_leaf, params, target)
+        return self._map(land_leaf, params, target)
+
+    def step(self, params: P, updates: P, step_size: Any = 1.0) -> P:
+        """`land` on `project`, in one pass over the leaves: neither the candidates nor where they land are kept."""
+
+        def step_leaf(leaf: Tensor, lower: Any, upper: Any, update: Tensor) -> Tensor:
+            limits = _limits(leaf, lower, upper)
+            return exact.land(leaf, exact.clamp(add_update(leaf, update), *limits), *limits)
+
+        return self._map_together(step_leaf, params, updates)
 
     def violation(self, x: Any) -> Tensor:
         """The largest distance of a coordinate from the box."""
