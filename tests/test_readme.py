@@ -28,7 +28,7 @@ def run_as_module(code, name):
 
 def test_code_blocks_run_as_written(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     run_as_module("\n".join(blocks), "readme")
     printed = capsys.readouterr().out.splitlines()
     assert printed[1] == "0.0"
