@@ -5,8 +5,8 @@ potentials α and β minimize the convex, piecewise quadratic
 
 $$ \sum_{ij} \max(y_{ij} + \eta_{ij}(\alpha_i + \beta_j), 0)^2 / (2\eta_{ij}) - r \cdot \alpha - c \cdot \beta, $$
 
-whose slopes are the row and column sums less r and c. Newton's method on it, with a line search, ends after few steps,
-once it has found which entries are positive: M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal transport",
+whose slopes are the row and column sums less r and c. Newton's method on it, damped and with a line search, ends after few
+steps, once it has found which entries are positive: M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal transport",
 AISTATS 2018; D. A. Lorenz, P. Manns and C. Meyer, "Quadratically regularized optimal transport", Applied Mathematics &
 Optimization 83, 2021. Its last steps are taken with the graph attached: see `boxopt.sets.log_barrier`.
 
@@ -32,8 +32,8 @@ from boxopt.sets.vectors import normalized, precise
 
 P = TypeVar("P")
 
-_NEWTON_STEPS = 60
-_HALVINGS = 12
+_NEWTON_STEPS = 100
+_HALVINGS = 6
 _DERIVATIVE_STEPS = 2
 
 
@@ -161,27 +161,29 @@ def _potentials(y: Tensor, step: Tensor, row: Tensor, column: Tensor) -> Tensor:
     start = (row - y.sum(-1, keepdim=True)) / step.sum(-1, keepdim=True)
     potentials = torch.cat([start.squeeze(-1), torch.zeros_like(y[..., 0, :])], -1)
     least, point = value(potentials)
+    damping = step.sum((-2, -1)) * 1e-3
+    # Sums cannot be nearer than the entries' own rounding lets them.
+    error = torch.finfo(y.dtype).eps * (y.abs().amax((-2, -1)) + row.amax((-2, -1)) + column.amax((-2, -1)))
     for _ in range(_NEWTON_STEPS):
         excess = _excess(point, row, column)
+        if may_stop(y) and bool((excess.abs().amax(-1) <= error).all()):
+            break
         slopes = _slopes(torch.where(point > 0, step, 0.0))
-        # They are singular along (1, −1), and where a row or column is empty; the ridge leads out of there.
-        gap = excess.abs().amax(-1)[..., None, None]
-        ridge = 1e-14 * slopes.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-6 * gap / (1 + gap)
-        direction = -torch.linalg.solve_ex(slopes + ridge * identity, excess.unsqueeze(-1))[0].squeeze(-1)
+        # They are singular along (1, −1), and where a row or column is empty: the damping leads out of there.
+        least_damping = 1e-14 * slopes.diagonal(dim1=-2, dim2=-1).sum(-1)
+        damped = slopes + torch.maximum(damping, least_damping)[..., None, None] * identity
+        direction = -torch.linalg.solve_ex(damped, excess.unsqueeze(-1))[0].squeeze(-1)
         slope = (excess * direction).sum(-1)
         rate, chosen = torch.ones_like(slope), torch.zeros_like(slope)
-        best = least
         for _ in range(_HALVINGS):
             trial, _ = value(potentials + rate.unsqueeze(-1) * direction)
-            found = (chosen == 0) & (trial <= least + 1e-4 * rate * slope)
-            chosen, best = torch.where(found, rate, chosen), torch.where(found, trial, best)
-            rate = rate / 2
+            chosen = torch.where((chosen == 0) & (trial <= least + 1e-4 * rate * slope), rate, chosen)
+            rate = rate / 4
             if may_stop(y) and bool((chosen > 0).all()):
                 break
+        damping = torch.where(chosen == 1, damping / 10, torch.where(chosen == 0, damping * 10, damping))
         potentials = potentials + chosen.unsqueeze(-1) * direction
         least, point = value(potentials)
-        if may_stop(y) and not bool((chosen > 0).any()):
-            break
     return potentials
 
 
