@@ -33,29 +33,32 @@ def synchronize() -> None:
 
 
 def medians(
-    candidates: dict[str, Callable[[], object]], rounds: int = 15, least_seconds: float = 0.02
+    candidates: dict[str, Callable[[], object]],
+    rounds: int = 15,
+    least_seconds: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of a call for each candidate.
 
     The candidates take turns, so that a slow spell of the machine hits all of them; each turn repeats the call until
-    ``least_seconds`` have passed.
+    ``least_seconds`` have passed by the ``clock``.
     """
     repeats, times = {}, {name: [] for name in candidates}
     for name, call in candidates.items():
         for _ in range(3):
             call()
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         call()
         synchronize()
-        repeats[name] = max(1, int(least_seconds / max(time.perf_counter() - start, 1e-9)))
+        repeats[name] = max(1, int(least_seconds / max(clock() - start, 1e-9)))
     for _ in range(rounds):
         for name, call in candidates.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 call()
             synchronize()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append((clock() - start) / repeats[name])
     return {name: statistics.median(values) for name, values in times.items()}
 
 

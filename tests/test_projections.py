@@ -148,6 +148,7 @@ def simplex_in_long_double(y, total, step=None):
     """By trying every threshold between neighbours, in 80-bit arithmetic."""
     y = np.asarray(y, dtype=np.longdouble)
     step = np.ones_like(y) if step is None else np.asarray(step, dtype=np.longdouble)
+    y = y - (y / step).max() * step  # so that sums are near 0, where even long doubles are finer
     order = np.argsort(-y / step)
     levels = (np.cumsum(y[order]) - total) / np.cumsum(step[order])
     support = np.nonzero(y[order] / step[order] > levels)[0][-1]
@@ -165,6 +166,16 @@ def test_the_simplex_to_rounding(kind, in_metric):
         expected = simplex_in_long_double(at, 1, metric)
         assert np.abs(result.numpy() - expected).max() <= 8 * eps * (1e3 if in_metric else 1)
         assert abs(float(result.double().sum()) - 1) <= 2 * 1000 * eps
+
+
+@pytest.mark.parametrize("in_metric", [False, True])
+@pytest.mark.parametrize("members", [S.Simplex(8000.0), S.L1Ball(8000.0)])
+def test_a_total_far_above_each_entry(members, in_metric):
+    generator = np.random.default_rng(6)
+    y, step = (torch.tensor(generator.normal(size=100_000), dtype=torch.float32) for _ in range(2))
+    step = step.exp() if in_metric else None
+    wide = members.project(y.double(), 1.0 if step is None else step.double())
+    assert (members.project(y, 1.0 if step is None else step) - wide).abs().max() < 1e-5
 
 
 def test_one_entry():
