@@ -10,7 +10,8 @@ $x_i$ exceeds $t$, and of $(\sum_i y_i - t)/\sum_i \eta_i$, the root if nothing 
 largest, so that the arithmetic is as precise for $y$ near $10^6$ as near 0.
 
 **Box and hyperplane.** $x_i = \operatorname{clip}(y_i - \tau\eta_i a_i, l_i, u_i)$ with $\tau$ the root of the monotone
-$a^\top x(\tau) - b$: a Newton step where it stays within the bracket, the midpoint where it does not.
+$a^\top x(\tau) - b$: a Newton step where it stays within the bracket of what was tried, the midpoint where it does not
+and every third time.
 
 **Derivatives.** The search runs on detached numbers and finds which coordinates are free. For these τ is a ratio of
 sums, computed with the graph attached: exact to every order, wherever the set of free coordinates does not change.
@@ -116,9 +117,11 @@ def project_box_hyperplane(
     """
     finite = torch.finfo(y.dtype).max / 1024
     y = y.clamp(-finite, finite)
-    direction = normal.expand(y.shape) if step is None else normal * step
-    lower, upper = lower.expand(y.shape), upper.expand(y.shape)
-    multiplier = _bracketed(*(v.detach() for v in (y, direction, lower, upper, normal.expand(y.shape), offset)))
+    direction = normal if step is None else normal * step
+    multiplier = _bracketed(*(v.detach() for v in (y, direction, lower, upper, normal, offset)))
+    if exact.is_constant(y, direction, lower, upper, offset):
+        return exact.clip(y.sub_(multiplier * direction), lower, upper)
+    direction, lower, upper = direction.expand(y.shape), lower.expand(y.shape), upper.expand(y.shape)
     moved = y.detach() - multiplier * direction.detach()
     low, high = moved <= lower.detach(), moved >= upper.detach()
     free = ~(low | high) & (normal.detach() != 0)
@@ -132,46 +135,62 @@ def project_box_hyperplane(
 
 @search("box_hyperplane_multiplier", a_number_each)
 def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
-    """The root τ of the decreasing normal·clip(y − τ·direction, lower, upper) = offset."""
-    safe = torch.where(direction != 0, direction, 1.0)
-    breaks = torch.stack([(y - lower) / safe, (y - upper) / safe])
-    usable = (direction != 0) & (breaks.abs() < torch.inf)
-    low = torch.where(usable, breaks, torch.inf).amin(0).amin(-1, keepdim=True)
-    high = torch.where(usable, breaks, -torch.inf).amax(0).amax(-1, keepdim=True)
-    any_break = low <= high
-    low, high = torch.where(any_break, low, 0.0), torch.where(any_break, high, 0.0)
+    """The root τ of the decreasing normal·clip(y − τ·direction, lower, upper) = offset.
+
+    Divided by its direction, each coordinate is clip(centre − τ, bottom, top), with a weight that is not negative.
+    """
+    usable = direction != 0
+    safe = torch.where(usable, direction, 1.0)
+    centre = (y / safe).mul_(usable)
+    walls = torch.where(usable, lower / safe, 0.0), torch.where(usable, upper / safe, 0.0)
+    bottom, top = torch.minimum(*walls), torch.maximum(*walls)
+    weight = normal * direction
+    is_uniform = weight.ndim == 0 or weight.shape[-1] == 1
+    moved, point = torch.empty_like(centre), torch.empty_like(centre)
+
+    def total(values: Tensor) -> Tensor:
+        """The weighted sum, by which the values are used up."""
+        return values.sum(-1, keepdim=True) * weight if is_uniform else values.mul_(weight).sum(-1, keepdim=True)
 
     def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        moved = y - multiplier * direction
-        inner = (moved > lower) & (moved < upper)
-        point = torch.minimum(torch.maximum(moved, lower), upper)
-        slope = torch.where(inner, normal * direction, 0.0).sum(-1, keepdim=True)
-        return (normal * point).sum(-1, keepdim=True) - offset, slope
+        torch.sub(centre, multiplier, out=moved)
+        torch.minimum(torch.maximum(moved, bottom, out=point), top, out=point)
+        torch.eq(moved, point, out=moved)
+        return total(point) - offset, total(moved)
 
-    # Beyond the outermost breakpoints the function is linear, its slope that of the coordinates without a bound there.
-    rate = normal * direction
-    rises, falls = direction > 0, direction < 0
-    slope_left = torch.where(rises & (upper == torch.inf) | falls & (lower == -torch.inf), rate, 0.0)
-    slope_right = torch.where(rises & (lower == -torch.inf) | falls & (upper == torch.inf), rate, 0.0)
-    before, after = excess(low)[0], excess(high)[0]
-    left, right = (
-        edge + torch.where(total > 0, value / torch.where(total > 0, total, 1.0), 0.0)
-        for edge, value, total in (
-            (low, before, slope_left.sum(-1, keepdim=True)),
-            (high, after, slope_right.sum(-1, keepdim=True)),
-        )
-    )
-    is_left, is_right = before <= 0, after >= 0
-    trial = low + (high - low) / 2
-    stop_early = may_stop(y)
+    def outermost(sign: int) -> Tensor:
+        """Just beyond the last point on the side of the sign at which a coordinate leaves a wall or comes to one."""
+        last = torch.full_like(scale, -torch.inf)
+        for wall in (bottom, top):
+            points = sign * (centre - wall)
+            counts = (points.abs() < torch.inf) & (weight > 0)
+            last = torch.maximum(last, torch.where(counts, points, -torch.inf).amax(-1, keepdim=True))
+        return sign * (last + precision * (scale + last.abs()))
+
+    precision = 4 * torch.finfo(y.dtype).eps
+    scale = torch.linalg.vector_norm(centre, torch.inf, dim=-1, keepdim=True)
+    everything = weight.expand(y.shape).sum(-1, keepdim=True)
+    trial = (total(point.copy_(centre)) - offset) / torch.where(everything > 0, everything, 1.0)
+    low, high = torch.full_like(trial, -torch.inf), torch.full_like(trial, torch.inf)
+    done = torch.zeros_like(trial, dtype=torch.bool)
     for count in range(_BRACKETED_STEPS):
         value, slope = excess(trial)
         low, high = torch.where(value >= 0, trial, low), torch.where(value <= 0, trial, high)
-        newton = trial + value / torch.where(slope > 0, slope, 1.0)
-        within = (slope > 0) & (newton >= low) & (newton <= high)
-        if stop_early and bool((within & (newton == trial) | (value == 0)).all()):
-            break
+        middle = low + (high - low) / 2
+        is_bracketed, is_sloped = middle.abs() < torch.inf, slope > 0
+        newton = trial + value / torch.where(is_sloped, slope, 1.0)
+        arrived = is_sloped & ((newton - trial).abs() <= precision * (scale + trial.abs()))
+        within = is_sloped & (newton > low) & (newton < high)
         if count % 3 == 2:  # so that the bracket shrinks, whatever the shape of the function
-            within = within & False
-        trial = torch.where(value == 0, trial, torch.where(within, newton, low + (high - low) / 2))
-    return torch.where(is_left, left, torch.where(is_right, right, trial))
+            within = within & ~is_bracketed
+        following = torch.where(arrived | within, newton, middle)
+        astray = ~(arrived | within | is_bracketed | done | (value == 0))  # all rest at a wall, and one side is unknown
+        if not may_stop(y) or bool(astray.any()):
+            last = torch.where(value > 0, outermost(1), outermost(-1))
+            following = torch.where(astray, last, following)
+            done = done | astray & ~torch.where(value > 0, last > trial, last < trial)  # no solution
+        trial = torch.where(done | (value == 0), trial, following)
+        done = done | arrived | (value == 0)
+        if may_stop(y) and bool(done.all()):
+            break
+    return trial
