@@ -139,13 +139,17 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
 
     Divided by its direction, each coordinate is clip(centre − τ, bottom, top), with a weight that is not negative.
     """
+    batch = y.shape[:-1]
+    y, direction, lower, upper, normal, offset = (
+        _as_rows(v, batch) for v in (y, direction, lower, upper, normal, offset)
+    )
     usable = direction != 0
     safe = torch.where(usable, direction, 1.0)
     centre = (y / safe).mul_(usable)
     walls = torch.where(usable, lower / safe, 0.0), torch.where(usable, upper / safe, 0.0)
     bottom, top = torch.minimum(*walls), torch.maximum(*walls)
     weight = normal * direction
-    is_uniform = weight.ndim == 0 or weight.shape[-1] == 1
+    is_uniform = weight.shape[-1] == 1
     moved, point = torch.empty_like(centre), torch.empty_like(centre)
 
     def total(values: Tensor) -> Tensor:
@@ -173,6 +177,7 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
     trial = (total(point.copy_(centre)) - offset) / torch.where(everything > 0, everything, 1.0)
     low, high = torch.full_like(trial, -torch.inf), torch.full_like(trial, torch.inf)
     done = torch.zeros_like(trial, dtype=torch.bool)
+    found, rows = trial.clone(), torch.arange(len(trial), device=y.device)
     for count in range(_BRACKETED_STEPS):
         value, slope = excess(trial)
         low, high = torch.where(value >= 0, trial, low), torch.where(value <= 0, trial, high)
@@ -191,6 +196,28 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
             done = done | astray & ~torch.where(value > 0, last > trial, last < trial)  # no solution
         trial = torch.where(done | (value == 0), trial, following)
         done = done | arrived | (value == 0)
-        if may_stop(y) and bool(done.all()):
-            break
-    return trial
+        if not may_stop(y):
+            continue
+        rest = (~done).squeeze(-1).nonzero().squeeze(-1)
+        if 2 * len(rest) > len(done):
+            continue
+        # Half of the vectors are done: go on with the others.
+        found[rows] = trial
+        rows = rows[rest]
+        if not len(rest):
+            return found.reshape(*batch, 1)
+        centre, bottom, top, weight, offset, scale, trial, low, high, done = (
+            value[rest] if len(value) > 1 else value
+            for value in (centre, bottom, top, weight, offset, scale, trial, low, high, done)
+        )
+        moved, point = moved[: len(rest)], point[: len(rest)]
+    found[rows] = trial
+    return found.reshape(*batch, 1)
+
+
+def _as_rows(value: Tensor, batch: torch.Size) -> Tensor:
+    """A tensor that broadcasts against vectors as a matrix: of one row, if all vectors have the same."""
+    width = value.shape[-1] if value.ndim else 1
+    if value.numel() == width:
+        return value.reshape(1, width)
+    return value.expand(*batch, width).reshape(-1, width)
