@@ -162,17 +162,13 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
         torch.eq(moved, point, out=moved)
         return total(point) - offset, total(moved)
 
-    def outermost(sign: int) -> Tensor:
-        """Just beyond the last point on the side of the sign at which a coordinate leaves a wall or comes to one."""
-        last = torch.full_like(scale, -torch.inf)
-        for wall in (bottom, top):
-            points = sign * (centre - wall)
-            counts = (points.abs() < torch.inf) & (weight > 0)
-            last = torch.maximum(last, torch.where(counts, points, -torch.inf).amax(-1, keepdim=True))
-        return sign * (last + precision * (scale + last.abs()))
-
     precision = 4 * torch.finfo(y.dtype).eps
-    scale = torch.linalg.vector_norm(centre, torch.inf, dim=-1, keepdim=True)
+    # Between these every coordinate leaves the walls that it has.
+    sizes = (torch.where(wall.abs() < torch.inf, wall.abs(), 0.0).amax(-1, keepdim=True) for wall in (bottom, top))
+    reach = 2 * torch.maximum(*sizes)
+    first, last = centre.amin(-1, keepdim=True) - reach, centre.amax(-1, keepdim=True) + reach
+    scale = torch.maximum(first.abs(), last.abs())
+    first, last = first - precision * scale, last + precision * scale
     everything = weight.expand(y.shape).sum(-1, keepdim=True)
     trial = (total(point.copy_(centre)) - offset) / torch.where(everything > 0, everything, 1.0)
     low, high = torch.full_like(trial, -torch.inf), torch.full_like(trial, torch.inf)
@@ -189,13 +185,11 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
         if count % 3 == 2:  # so that the bracket shrinks, whatever the shape of the function
             within = within & ~is_bracketed
         following = torch.where(arrived | within, newton, middle)
-        astray = ~(arrived | within | is_bracketed | done | (value == 0))  # all rest at a wall, and one side is unknown
-        if not may_stop(y) or bool(astray.any()):
-            last = torch.where(value > 0, outermost(1), outermost(-1))
-            following = torch.where(astray, last, following)
-            done = done | astray & ~torch.where(value > 0, last > trial, last < trial)  # no solution
-        trial = torch.where(done | (value == 0), trial, following)
-        done = done | arrived | (value == 0)
+        astray = ~(arrived | within | is_bracketed)  # all rest at a wall, and one end is unknown
+        following = torch.where(astray, torch.where(value > 0, last, first), following)
+        done = done | (value == 0) | astray & torch.where(value > 0, trial >= last, trial <= first)  # or no solution
+        trial = torch.where(done, trial, following)
+        done = done | arrived
         if not may_stop(y):
             continue
         rest = (~done).squeeze(-1).nonzero().squeeze(-1)
@@ -206,9 +200,9 @@ def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, norma
         rows = rows[rest]
         if not len(rest):
             return found.reshape(*batch, 1)
-        centre, bottom, top, weight, offset, scale, trial, low, high, done = (
+        centre, bottom, top, weight, offset, first, last, scale, trial, low, high, done = (
             value[rest] if len(value) > 1 else value
-            for value in (centre, bottom, top, weight, offset, scale, trial, low, high, done)
+            for value in (centre, bottom, top, weight, offset, first, last, scale, trial, low, high, done)
         )
         moved, point = moved[: len(rest)], point[: len(rest)]
     found[rows] = trial
