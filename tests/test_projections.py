@@ -247,6 +247,7 @@ def test_against_scikit_learns_isotonic_regression(n):
     np.testing.assert_allclose(decreasing, isotonic_regression(y, increasing=False), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp`:DeprecationWarning")  # POT sets them
 def test_transport_against_pot():
     generator = np.random.default_rng(1)
     cost = generator.random((6, 5))
@@ -340,3 +341,21 @@ def test_an_intersections_derivative():
     assert torch.autograd.gradcheck(members.project, point, atol=1e-6)
     slope = torch.autograd.functional.jacobian(members.project, point)
     torch.testing.assert_close(slope, slope.T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp`:DeprecationWarning")  # POT sets them
+def test_transport_far_from_sums_that_are_small():
+    """Nearly a linear program: Newton's direction is long there, and most of it leads too far."""
+    y = torch.tensor(np.random.default_rng(7).normal(size=(4, 32, 32)))
+    members = S.TransportPolytope(1 / 32, 1 / 32)
+    eager, traced = members.project(y), members.project(y.clone().requires_grad_()).detach()
+    assert members.violation(eager) < 1e-12
+    assert members.violation(traced) < 1e-12
+    assert (eager - traced).abs().max() < 1e-9
+    marginal = np.full(32, 1 / 32)
+    for point, plan in zip(y.numpy(), eager.numpy(), strict=True):
+        peer = ot.smooth.smooth_ot_semi_dual(
+            marginal, marginal, -point, 1.0, reg_type="l2", numItermax=5000, stopThr=1e-10
+        )
+        assert ((plan - point) ** 2).sum() <= ((peer - point) ** 2).sum() + 1e-4  # its sums are off by 1e-6
+        assert np.abs(peer - plan).max() < 2e-2 / 32

@@ -33,7 +33,7 @@ from boxopt.sets.vectors import normalized, precise
 P = TypeVar("P")
 
 _NEWTON_STEPS = 60
-_HALVINGS = 12
+_HALVINGS = 30
 _DERIVATIVE_STEPS = 2
 
 
