@@ -149,6 +149,7 @@ def simplex_in_long_double(y, total, step=None):
     y = np.asarray(y, dtype=np.longdouble)
     y = y - y.max() if step is None else y  # exactly; the result is the same
     step = np.ones_like(y) if step is None else np.asarray(step, dtype=np.longdouble)
+    y = y - (y / step).max() * step  # so that sums are near 0, where even long doubles are finer
     order = np.argsort(-y / step)
     levels = (np.cumsum(y[order]) - total) / np.cumsum(step[order])
     support = np.nonzero(y[order] / step[order] > levels)[0][-1]
@@ -166,6 +167,16 @@ def test_the_simplex_to_rounding(kind, in_metric):
         expected = simplex_in_long_double(at, 1, metric if in_metric else None)
         assert np.abs(result.numpy() - expected).max() <= 8 * eps * (1e3 if in_metric else 1)
         assert abs(float(result.double().sum()) - 1) <= 2 * 1000 * eps
+
+
+@pytest.mark.parametrize("in_metric", [False, True])
+@pytest.mark.parametrize("members", [S.Simplex(8000.0), S.L1Ball(8000.0)])
+def test_a_total_far_above_each_entry(members, in_metric):
+    generator = np.random.default_rng(6)
+    y, step = (torch.tensor(generator.normal(size=100_000), dtype=torch.float32) for _ in range(2))
+    step = step.exp() if in_metric else None
+    wide = members.project(y.double(), 1.0 if step is None else step.double())
+    assert (members.project(y, 1.0 if step is None else step) - wide).abs().max() < 1e-5
 
 
 def test_one_entry():
@@ -239,6 +250,7 @@ def test_against_scikit_learns_isotonic_regression(n):
     np.testing.assert_allclose(decreasing, isotonic_regression(y, increasing=False), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp`:DeprecationWarning")  # POT sets them
 def test_transport_against_pot():
     generator = np.random.default_rng(1)
     cost = generator.random((6, 5))
@@ -334,3 +346,21 @@ def test_an_intersections_derivative():
     assert torch.autograd.gradcheck(members.project, point, atol=1e-6)
     slope = torch.autograd.functional.jacobian(members.project, point)
     torch.testing.assert_close(slope, slope.T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp`:DeprecationWarning")  # POT sets them
+def test_transport_far_from_sums_that_are_small():
+    """Nearly a linear program: Newton's direction is long there, and most of it leads too far."""
+    y = torch.tensor(np.random.default_rng(7).normal(size=(4, 32, 32)))
+    members = S.TransportPolytope(1 / 32, 1 / 32)
+    eager, traced = members.project(y), members.project(y.clone().requires_grad_()).detach()
+    assert members.violation(eager) < 1e-12
+    assert members.violation(traced) < 1e-12
+    assert (eager - traced).abs().max() < 1e-9
+    marginal = np.full(32, 1 / 32)
+    for point, plan in zip(y.numpy(), eager.numpy(), strict=True):
+        peer = ot.smooth.smooth_ot_semi_dual(
+            marginal, marginal, -point, 1.0, reg_type="l2", numItermax=5000, stopThr=1e-10
+        )
+        assert ((plan - point) ** 2).sum() <= ((peer - point) ** 2).sum() + 1e-4  # its sums are off by 1e-6
+        assert np.abs(peer - plan).max() < 2e-2 / 32

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import may_stop
 from boxopt.core.values import is_true
 from boxopt.sets.barriers import prox_halfspace
 from boxopt.sets.box import Box
@@ -117,6 +118,8 @@ class Halfspace(_OneRow, InteriorSet):
         update = target - params
         sum_ = exact.rounded(params.detach() + exact.rounded(update))
         outside = _excess(sum_, normal, offset).detach() > 0
+        if exact.is_constant(update) and may_stop(update) and not bool(outside.any()):
+            return update
         error = 4 * torch.finfo(params.dtype).eps * (normal.abs() * (params.abs() + target.abs())).sum(-1, keepdim=True)
         inwards = _along(normal, None, precise(error).detach(), target)
         return torch.where(outside, (target - inwards) - params, update)
@@ -319,7 +322,10 @@ class BoxHyperplane(VectorSet):
 
 def _excess(x: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
     """normal·x − offset, [..., 1], in float64."""
-    return (precise(normal) * precise(x)).sum(-1, keepdim=True) - precise(offset)
+    wide, normal = precise(x), precise(normal)
+    can_overwrite = wide.dtype != x.dtype and exact.is_constant(x, normal)  # on a CPU new memory costs more than a pass
+    product = wide.mul_(normal) if can_overwrite else wide * normal
+    return product.sum(-1, keepdim=True) - precise(offset)
 
 
 def _length(normal: Tensor, x: Tensor) -> Tensor:
@@ -329,9 +335,10 @@ def _length(normal: Tensor, x: Tensor) -> Tensor:
 
 def _along(normal: Tensor, step: Tensor | None, amount: Tensor, x: Tensor) -> Tensor:
     """The move in the metric 1/step that changes normal·x by ``amount``."""
-    direction = normal.expand(x.shape) if step is None else normal * step
-    slope = (precise(normal) * precise(direction)).sum(-1, keepdim=True)
-    return ((amount / torch.where(slope > 0, slope, 1.0)) * precise(direction)).to(x.dtype)
+    normal = precise(normal).expand(torch.broadcast_shapes(normal.shape, x.shape[-1:]))
+    direction = normal if step is None else normal * step
+    slope = (normal * direction).sum(-1, keepdim=True)
+    return ((amount / torch.where(slope > 0, slope, 1.0)) * direction).to(x.dtype)
 
 
 def _check_numbers(owner: str, **values: Any) -> None:

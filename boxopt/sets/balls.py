@@ -108,7 +108,8 @@ class L2Ball(_Ball, InteriorSet):
         outside, norm = _norm_if_above(x, precise(radius))
         if step is not None:
             return torch.where(outside, self._fit(_on_sphere(x, step, radius), radius), x)
-        return x * torch.where(outside, limit / norm, 1.0).to(x.dtype)
+        factor = torch.where(outside, limit / norm, 1.0).to(x.dtype)
+        return x.mul_(factor) if exact.is_constant(x, radius) else x * factor
 
     def tangent(self, x: Any, gradients: P) -> P:
         """The gradients; on the sphere, without their component along −x."""

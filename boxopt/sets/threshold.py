@@ -5,12 +5,13 @@ r"""Projections that come down to one number: the multiplier of a single linear 
 \tau\eta_i, 0) - t$. Newton's method from the left of the root comes up to it monotonically, and ends there after
 finitely many steps (C. Michelot, "A finite algorithm for finding the projection of a point onto the canonical simplex
 of Rⁿ", JOTA 50, 1986; L. Condat, "Fast projection onto the simplex and the l1 ball", Mathematical Programming 158,
-2016). It needs no sort. It starts at $\max_i (y_i - t)/\eta_i$, to the left of the root because no $x_i$ exceeds $t$;
-what is already at zero there has no part in what follows, and so the rest lies within $t$ of the largest: that start
-makes the steps few, and the arithmetic as precise for $y$ near $10^6$ as near 0.
+2016). It needs no sort. It starts at the larger of $\max_i (y_i - t)/\eta_i$, to the left of the root because no
+$x_i$ exceeds $t$, and of $(\sum_i y_i - t)/\sum_i \eta_i$, the root if nothing were at zero. All is measured from the
+largest, so that the arithmetic is as precise for $y$ near $10^6$ as near 0.
 
 **Box and hyperplane.** $x_i = \operatorname{clip}(y_i - \tau\eta_i a_i, l_i, u_i)$ with $\tau$ the root of the monotone
-$a^\top x(\tau) - b$: a Newton step where it stays within the bracket, the midpoint where it does not.
+$a^\top x(\tau) - b$: a Newton step where it stays within the bracket of what was tried, the midpoint where it does not
+and every third time.
 
 **Derivatives.** The search runs on detached numbers and finds which coordinates are free. For these τ is a ratio of
 sums, computed with the graph attached: exact to every order, wherever the set of free coordinates does not change.
@@ -33,8 +34,10 @@ def project_simplex(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
     finite = torch.finfo(y.dtype).max / 16
     y = y.clamp(-finite, finite)
     if step is None:
-        excess = y - y.detach().amax(-1, keepdim=True) + total.detach()  # the difference of what can matter is exact
+        excess = y - y.detach().amax(-1, keepdim=True)
         threshold = _newton(excess.detach(), None, total.detach())
+        if exact.is_constant(y, total):
+            return excess.sub_(threshold).clamp_min_(0.0)
         support = excess.detach() > threshold
         count = support.sum(-1, keepdim=True).clamp_min(1)
         level = (torch.where(support, excess, 0.0).sum(-1, keepdim=True) - total) / count
@@ -53,13 +56,17 @@ def project_simplex(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
 def _excess_in_metric(y: Tensor, step: Tensor, total: Tensor) -> Tensor:
     """The excess y − τ₀·step over the first guess, in float64 where there is one: the two may be large and near.
 
-    Rounding apart it is at most the total, which it reaches where the guess comes from: that holds for any y.
+    Rounding apart it is at most the total, which it reaches where the guess max (y − total)/step comes from: that holds
+    for any y. The guess by the mean is drawn to the left by more than its rounding error.
     """
     dtype = y.dtype
     if y.device.type != "mps":
         y, step, total = y.double(), step.double(), total.double()
     guesses = (y.detach() - total) / step.detach()
-    start = guesses.amax(-1, keepdim=True)
+    mean = (y.detach().sum(-1, keepdim=True) - total) / step.detach().sum(-1, keepdim=True)
+    largest = torch.linalg.vector_norm(guesses, torch.inf, dim=-1, keepdim=True)
+    margin = 4 * y.shape[-1] * torch.finfo(y.dtype).eps * largest
+    start = torch.maximum(guesses.amax(-1, keepdim=True), mean - margin)
     excess = y - start * step
     value = torch.where(guesses == start, total, torch.minimum(excess.detach(), total))
     return (value if exact.is_constant(y, step) else exact.replaced(excess, value)).to(dtype)
@@ -67,21 +74,25 @@ def _excess_in_metric(y: Tensor, step: Tensor, total: Tensor) -> Tensor:
 
 @search("simplex_threshold", a_number_each)
 def _newton(excess: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
-    """The root τ ≥ 0 of Σ max(excess − τ·step, 0) = total, from the left."""
-    threshold = torch.zeros_like(excess[..., :1])
-    stop_early = may_stop(excess)
+    """The root τ of Σ max(excess − τ·step, 0) = total, from the left.
+
+    Where there is no step the largest excess is 0, and the root at least −total; else it is at least 0.
+    """
+    if step is None:
+        threshold = torch.maximum((excess.sum(-1, keepdim=True) - total) / excess.shape[-1], -total)
+    else:
+        threshold = torch.zeros_like(excess[..., :1])
+    above = torch.empty_like(excess)
     for _ in range(2 * _NEWTON_STEPS if step is not None else _NEWTON_STEPS):
         if step is None:
-            above = (excess - threshold).clamp_min_(0.0)
-            slope = torch.count_nonzero(above, -1).unsqueeze(-1) if stop_early else (above > 0).sum(-1, keepdim=True)
-            slope = slope.to(excess.dtype)
+            torch.sub(excess, threshold, out=above).clamp_min_(0.0)
         else:
-            above = torch.addcmul(excess, threshold, step, value=-1).clamp_min_(0.0)
-            slope = torch.where(above > 0, step, 0.0).sum(-1, keepdim=True)
+            torch.addcmul(excess, threshold, step, value=-1, out=above).clamp_min_(0.0)
         gap = above.sum(-1, keepdim=True) - total
-        moved = threshold + gap / torch.where(slope > 0, slope, 1.0)
-        moved = torch.maximum(moved, threshold)
-        if stop_early and torch.equal(moved, threshold):
+        torch.gt(above, 0.0, out=above)  # as numbers: a Boolean result takes four times as long
+        slope = (above if step is None else above.mul_(step)).sum(-1, keepdim=True)
+        moved = torch.maximum(threshold + gap / torch.where(slope > 0, slope, 1.0), threshold)
+        if may_stop(excess) and torch.equal(moved, threshold):
             break
         threshold = moved
     return threshold
@@ -92,6 +103,8 @@ def project_l1_ball(y: Tensor, step: Tensor | None, radius: Tensor) -> Tensor:
     size = y.abs()
     inside = size.detach().sum(-1, keepdim=True) <= radius.detach()
     shrunk = project_simplex(size, step, radius)
+    if exact.is_constant(y, step, radius):
+        return torch.where(inside, y, shrunk.copysign_(y))
     return torch.where(inside, y, torch.where(y < 0, -shrunk, shrunk))
 
 
@@ -104,9 +117,11 @@ def project_box_hyperplane(
     """
     finite = torch.finfo(y.dtype).max / 1024
     y = y.clamp(-finite, finite)
-    direction = normal.expand(y.shape) if step is None else normal * step
-    lower, upper = lower.expand(y.shape), upper.expand(y.shape)
-    multiplier = _bracketed(*(v.detach() for v in (y, direction, lower, upper, normal.expand(y.shape), offset)))
+    direction = normal if step is None else normal * step
+    multiplier = _bracketed(*(v.detach() for v in (y, direction, lower, upper, normal, offset)))
+    if exact.is_constant(y, direction, lower, upper, offset):
+        return exact.clip(y.sub_(multiplier * direction), lower, upper)
+    direction, lower, upper = direction.expand(y.shape), lower.expand(y.shape), upper.expand(y.shape)
     moved = y.detach() - multiplier * direction.detach()
     low, high = moved <= lower.detach(), moved >= upper.detach()
     free = ~(low | high) & (normal.detach() != 0)
@@ -120,46 +135,83 @@ def project_box_hyperplane(
 
 @search("box_hyperplane_multiplier", a_number_each)
 def _bracketed(y: Tensor, direction: Tensor, lower: Tensor, upper: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
-    """The root τ of the decreasing normal·clip(y − τ·direction, lower, upper) = offset."""
-    safe = torch.where(direction != 0, direction, 1.0)
-    breaks = torch.stack([(y - lower) / safe, (y - upper) / safe])
-    usable = (direction != 0) & (breaks.abs() < torch.inf)
-    low = torch.where(usable, breaks, torch.inf).amin(0).amin(-1, keepdim=True)
-    high = torch.where(usable, breaks, -torch.inf).amax(0).amax(-1, keepdim=True)
-    any_break = low <= high
-    low, high = torch.where(any_break, low, 0.0), torch.where(any_break, high, 0.0)
+    """The root τ of the decreasing normal·clip(y − τ·direction, lower, upper) = offset.
+
+    Divided by its direction, each coordinate is clip(centre − τ, bottom, top), with a weight that is not negative.
+    """
+    batch = y.shape[:-1]
+    y, direction, lower, upper, normal, offset = (
+        _as_rows(v, batch) for v in (y, direction, lower, upper, normal, offset)
+    )
+    usable = direction != 0
+    safe = torch.where(usable, direction, 1.0)
+    centre = (y / safe).mul_(usable)
+    walls = torch.where(usable, lower / safe, 0.0), torch.where(usable, upper / safe, 0.0)
+    bottom, top = torch.minimum(*walls), torch.maximum(*walls)
+    weight = normal * direction
+    is_uniform = weight.shape[-1] == 1
+    moved, point = torch.empty_like(centre), torch.empty_like(centre)
+
+    def total(values: Tensor) -> Tensor:
+        """The weighted sum, by which the values are used up."""
+        return values.sum(-1, keepdim=True) * weight if is_uniform else values.mul_(weight).sum(-1, keepdim=True)
 
     def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        moved = y - multiplier * direction
-        inner = (moved > lower) & (moved < upper)
-        point = torch.minimum(torch.maximum(moved, lower), upper)
-        slope = torch.where(inner, normal * direction, 0.0).sum(-1, keepdim=True)
-        return (normal * point).sum(-1, keepdim=True) - offset, slope
+        torch.sub(centre, multiplier, out=moved)
+        torch.minimum(torch.maximum(moved, bottom, out=point), top, out=point)
+        torch.eq(moved, point, out=moved)
+        return total(point) - offset, total(moved)
 
-    # Beyond the outermost breakpoints the function is linear, its slope that of the coordinates without a bound there.
-    rate = normal * direction
-    rises, falls = direction > 0, direction < 0
-    slope_left = torch.where(rises & (upper == torch.inf) | falls & (lower == -torch.inf), rate, 0.0)
-    slope_right = torch.where(rises & (lower == -torch.inf) | falls & (upper == torch.inf), rate, 0.0)
-    before, after = excess(low)[0], excess(high)[0]
-    left, right = (
-        edge + torch.where(total > 0, value / torch.where(total > 0, total, 1.0), 0.0)
-        for edge, value, total in (
-            (low, before, slope_left.sum(-1, keepdim=True)),
-            (high, after, slope_right.sum(-1, keepdim=True)),
-        )
-    )
-    is_left, is_right = before <= 0, after >= 0
-    trial = low + (high - low) / 2
-    stop_early = may_stop(y)
+    precision = 4 * torch.finfo(y.dtype).eps
+    # Between these every coordinate leaves the walls that it has.
+    sizes = (torch.where(wall.abs() < torch.inf, wall.abs(), 0.0).amax(-1, keepdim=True) for wall in (bottom, top))
+    reach = 2 * torch.maximum(*sizes)
+    first, last = centre.amin(-1, keepdim=True) - reach, centre.amax(-1, keepdim=True) + reach
+    scale = torch.maximum(first.abs(), last.abs())
+    first, last = first - precision * scale, last + precision * scale
+    everything = weight.expand(y.shape).sum(-1, keepdim=True)
+    trial = (total(point.copy_(centre)) - offset) / torch.where(everything > 0, everything, 1.0)
+    low, high = torch.full_like(trial, -torch.inf), torch.full_like(trial, torch.inf)
+    done = torch.zeros_like(trial, dtype=torch.bool)
+    found, rows = trial.clone(), torch.arange(len(trial), device=y.device)
     for count in range(_BRACKETED_STEPS):
         value, slope = excess(trial)
         low, high = torch.where(value >= 0, trial, low), torch.where(value <= 0, trial, high)
-        newton = trial + value / torch.where(slope > 0, slope, 1.0)
-        within = (slope > 0) & (newton >= low) & (newton <= high)
-        if stop_early and bool((within & (newton == trial) | (value == 0)).all()):
-            break
+        middle = low + (high - low) / 2
+        is_bracketed, is_sloped = middle.abs() < torch.inf, slope > 0
+        newton = trial + value / torch.where(is_sloped, slope, 1.0)
+        arrived = is_sloped & ((newton - trial).abs() <= precision * (scale + trial.abs()))
+        within = is_sloped & (newton > low) & (newton < high)
         if count % 3 == 2:  # so that the bracket shrinks, whatever the shape of the function
-            within = within & False
-        trial = torch.where(value == 0, trial, torch.where(within, newton, low + (high - low) / 2))
-    return torch.where(is_left, left, torch.where(is_right, right, trial))
+            within = within & ~is_bracketed
+        following = torch.where(arrived | within, newton, middle)
+        astray = ~(arrived | within | is_bracketed)  # all rest at a wall, and one end is unknown
+        following = torch.where(astray, torch.where(value > 0, last, first), following)
+        done = done | (value == 0) | astray & torch.where(value > 0, trial >= last, trial <= first)  # or no solution
+        trial = torch.where(done, trial, following)
+        done = done | arrived
+        if not may_stop(y):
+            continue
+        rest = (~done).squeeze(-1).nonzero().squeeze(-1)
+        if 2 * len(rest) > len(done):
+            continue
+        # Half of the vectors are done: go on with the others.
+        found[rows] = trial
+        rows = rows[rest]
+        if not len(rest):
+            return found.reshape(*batch, 1)
+        centre, bottom, top, weight, offset, first, last, scale, trial, low, high, done = (
+            value[rest] if len(value) > 1 else value
+            for value in (centre, bottom, top, weight, offset, first, last, scale, trial, low, high, done)
+        )
+        moved, point = moved[: len(rest)], point[: len(rest)]
+    found[rows] = trial
+    return found.reshape(*batch, 1)
+
+
+def _as_rows(value: Tensor, batch: torch.Size) -> Tensor:
+    """A tensor that broadcasts against vectors as a matrix: of one row, if all vectors have the same."""
+    width = value.shape[-1] if value.ndim else 1
+    if value.numel() == width:
+        return value.reshape(1, width)
+    return value.expand(*batch, width).reshape(-1, width)

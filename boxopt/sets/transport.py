@@ -5,10 +5,10 @@ potentials α and β minimize the convex, piecewise quadratic
 
 $$ \sum_{ij} \max(y_{ij} + \eta_{ij}(\alpha_i + \beta_j), 0)^2 / (2\eta_{ij}) - r \cdot \alpha - c \cdot \beta, $$
 
-whose slopes are the row and column sums less r and c. Newton's method on it, damped and with a line search, ends after few
-steps, once it has found which entries are positive: M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal transport",
-AISTATS 2018; D. A. Lorenz, P. Manns and C. Meyer, "Quadratically regularized optimal transport", Applied Mathematics &
-Optimization 83, 2021. Its last steps are taken with the graph attached: see `boxopt.sets.log_barrier`.
+whose slopes are the row and column sums less r and c. Newton's method on it, damped and with a line search, ends after
+few steps, once it has found which entries are positive: M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal
+transport", AISTATS 2018; D. A. Lorenz, P. Manns and C. Meyer, "Quadratically regularized optimal transport", Applied
+Mathematics & Optimization 83, 2021. Its last steps are taken with the graph attached: see `boxopt.sets.log_barrier`.
 
 **In relative entropy** it is Sinkhorn's algorithm, in logarithms.
 
