@@ -107,7 +107,8 @@ def test_transformations_read_as_they_are_written():
     box = bx.Box(0.0, 1.0)
     for tx, text in {
         bx.chain(bx.scale_by_lion(), bx.project(box)): (
-            "chain(scale_by_lion(b1=0.9, b2=0.99), project(constraint=Box(lower=0.0, upper=1.0)))"
+            "chain(scale_by_lion(b1=0.9, b2=0.99, mode='hard', smooth_beta=1.0), "
+            "project(constraint=Box(lower=0.0, upper=1.0)))"
         ),
         bx.named_chain(("momentum", bx.trace(0.9)), ("rate", bx.scale(torch.ones(3)))): (
             "named_chain(('momentum', trace(decay=0.9)), ('rate', scale(factor=Tensor[3], sign=1)))"

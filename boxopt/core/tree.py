@@ -183,6 +183,7 @@ def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> 
     return structure.unflatten([function(*values) for values in zip(paths(tree), *columns, strict=True)])
 
 
+@torch.compiler.assume_constant_result
 def matches(path: str, pattern: str) -> bool:
     """Whether a shell pattern matches a leaf's path. ``"*.bias"`` matches ``"bias"`` at the top of the tree too."""
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(f".{path}", pattern)

@@ -92,7 +92,9 @@ class Intersection(ConstraintSet):
             changed = _balanced(force, sum(apart[1:], apart[0]), sum(moved[1:], moved[0]))
             prices = [tree.map(lambda price: price * exact.like(force / changed, price), each) for each in prices]  # noqa: B023
             force = changed
-        nearest = _drawn(y, points, prices, force)
+        nearest: Any = last.project(_drawn(y, points, prices, force), step_size)
+        for member in others:  # what the sweeps have left to do, so that the point leaves the sets as little as can be
+            nearest = member.project(nearest, step_size)
         return last.project(tree.map(lambda leaf, original: leaf.to(original.dtype), nearest, x), step_size)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
