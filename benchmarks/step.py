@@ -172,15 +172,19 @@ def chains(shapes: Shapes) -> dict[str, Callable[[], object]]:
     }
 
 
+# Those of contrib with a learning rate alone; not Shampoo, SOAP and GaLore, which decompose matrices.
+CONTRIBUTED = ("acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "momo", "momo_adam")
+CONTRIBUTED += ("muon", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "simplified_ademamix")
+
+
 def every_optimizer() -> dict[str, bx.GradientTransformation]:
     """Each optimizer with a box, its arguments the defaults."""
+    box = bx.project(bx.Box(LOW, HIGH))
+    makers = {name: getattr(bx.optimizers, name) for name in bx.optimizers.__all__ if name != "lbfgs"}
+    makers |= {f"contrib.{name}": getattr(bx.contrib, name) for name in CONTRIBUTED}
+    own_rate = ("adadelta", "adafactor", "polyak_sgd", "contrib.cocob")
     return {
-        name: bx.chain(
-            build() if name in ("adadelta", "adafactor", "polyak_sgd") else build(RATE), bx.project(bx.Box(LOW, HIGH))
-        )
-        for name, build in sorted(
-            (name, getattr(bx.optimizers, name)) for name in bx.optimizers.__all__ if name != "lbfgs"
-        )
+        name: bx.chain(build() if name in own_rate else build(RATE), box) for name, build in sorted(makers.items())
     }
 
 
