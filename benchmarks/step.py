@@ -183,9 +183,7 @@ def every_optimizer() -> dict[str, bx.GradientTransformation]:
     makers = {name: getattr(bx.optimizers, name) for name in bx.optimizers.__all__ if name != "lbfgs"}
     makers |= {f"contrib.{name}": getattr(bx.contrib, name) for name in CONTRIBUTED}
     own_rate = ("adadelta", "adafactor", "polyak_sgd", "contrib.cocob")
-    return {
-        name: bx.chain(build() if name in own_rate else build(RATE), box) for name, build in sorted(makers.items())
-    }
+    return {name: bx.chain(build() if name in own_rate else build(RATE), box) for name, build in sorted(makers.items())}
 
 
 def bytes_moved(tree: object) -> int:
