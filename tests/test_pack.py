@@ -248,3 +248,16 @@ def test_layouts_compare_and_pickle():
     packed, unpack = bx.pack(TREE)
     copy = pickle.loads(pickle.dumps(packed))
     assert_trees_equal(unpack(copy), TREE)
+
+
+@pytest.mark.parametrize("make", [bx.project, lambda s: bx.barrier(s, 0.1), lambda s: bx.penalize(s, 0.5), bx.tangent])
+def test_a_set_alone_sees_whole_leaves_of_packed_parameters(make):
+    """Outside of a chain too: the buffer is not one vector of a set of vectors."""
+    params = {"a": torch.tensor([[0.5, 0.25], [0.1, 0.2]]), "b": torch.tensor([0.6, -0.3])}
+    updates = {"a": torch.tensor([[1.0, 2.0], [-3.0, 1.0]]), "b": torch.tensor([2.0, 1.0])}
+    packed, unpack = bx.pack(params)
+    tx = make(bx.sets.L2Ball(1.0))
+    expected = tx.update(updates, tx.init(params), params)[0]
+    found = unpack(tx.update(unpack.pack(updates), tx.init(packed), packed)[0])
+    for name, leaf in expected.items():
+        assert torch.equal(found[name], leaf)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from boxopt.core import tree
+from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
@@ -50,10 +51,12 @@ def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransfor
         solution is that of `boxopt.sets.log_barrier`.
     """
     check_nonnegative("mu", mu)
-    return GradientTransformation(
-        bind(_barrier_init, constraint=constraint, mu=mu),
-        bind(_barrier_update, constraint=constraint, mu=mu),
-        finished,
+    return on_leaves(
+        GradientTransformation(
+            bind(_barrier_init, constraint=constraint, mu=mu),
+            bind(_barrier_update, constraint=constraint, mu=mu),
+            finished,
+        )
     )
 
 
@@ -103,9 +106,11 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
     """
     check_nonnegative("mu", mu)
     check_nonnegative("relax", relax)
-    return GradientTransformation(
-        bind(_barrier_init, constraint=constraint, mu=mu),
-        bind(_add_barrier_update, constraint=constraint, mu=mu, relax=relax),
+    return on_leaves(
+        GradientTransformation(
+            bind(_barrier_init, constraint=constraint, mu=mu),
+            bind(_add_barrier_update, constraint=constraint, mu=mu, relax=relax),
+        )
     )
 
 

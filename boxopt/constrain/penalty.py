@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
@@ -59,10 +60,12 @@ def penalize(
         Algorithms, 2014, section 6.
     """
     _check(weight, kind, delta, constraint)
-    return GradientTransformation(
-        bind(_penalty_init, constraint=constraint, weight=weight),
-        bind(_penalize_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
-        finished,
+    return on_leaves(
+        GradientTransformation(
+            bind(_penalty_init, constraint=constraint, weight=weight),
+            bind(_penalize_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
+            finished,
+        )
     )
 
 
@@ -94,9 +97,11 @@ def add_penalty(
         tensor([ 20.,   0., -10.])
     """
     _check(weight, kind, delta, constraint)
-    return GradientTransformation(
-        bind(_penalty_init, constraint=constraint, weight=weight),
-        bind(_add_penalty_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
+    return on_leaves(
+        GradientTransformation(
+            bind(_penalty_init, constraint=constraint, weight=weight),
+            bind(_add_penalty_update, constraint=constraint, weight=weight, kind=kind, delta=delta),
+        )
     )
 
 

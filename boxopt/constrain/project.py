@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from boxopt.core.pack import on_leaves
 from boxopt.core.transform import EmptyState, GradientTransformation, bind, elementwise, finished
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
@@ -45,8 +46,10 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
         Programming, 2016, section 3.3.
     """
     update = _project_update if constraint.separable else _project_in_metric_update
-    return GradientTransformation(
-        bind(_constraint_init, constraint=constraint), bind(update, constraint=constraint), finished
+    return on_leaves(
+        GradientTransformation(
+            bind(_constraint_init, constraint=constraint), bind(update, constraint=constraint), finished
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boxopt.constrain.project import _constraint_init
+from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
@@ -38,8 +39,10 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
         P. H. Calamai and J. J. Moré, "Projected gradient methods for linearly constrained problems", Mathematical
         Programming 39, 1987.
     """
-    return GradientTransformation(
-        bind(_constraint_init, constraint=constraint), bind(_tangent_update, constraint=constraint)
+    return on_leaves(
+        GradientTransformation(
+            bind(_constraint_init, constraint=constraint), bind(_tangent_update, constraint=constraint)
+        )
     )
 
 
