@@ -11,9 +11,8 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise, no_state
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
-from boxopt.scale.moments import safe_sqrt
 from boxopt.scale.norms import at_least, root, root_mean_square
-from boxopt.scale.scalars import squared_norm
+from boxopt.scale.scalars import norm, scaled
 
 
 def clip(max_delta: Scalar) -> GradientTransformation:
@@ -82,10 +81,9 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
 @elementwise  # of a packed tree the norm is the same
 def _clip_by_global_norm_update(updates: P, state: Any, params: P, *, max_norm: Scalar) -> tuple[P, Any]:
-    norm = safe_sqrt(squared_norm(updates))
-    limit = exact.as_tensor(max_norm, norm)
-    factor = torch.where(norm > limit, limit / norm, 1.0)
-    return tree.map(lambda u: (exact.wide(u) * exact.like(factor, exact.wide(u))).to(u.dtype), updates), state
+    length = norm(updates)
+    limit = exact.as_tensor(max_norm, length)
+    return scaled(updates, torch.where(length > limit, limit / length, 1.0)), state
 
 
 def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:

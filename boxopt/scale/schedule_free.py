@@ -107,7 +107,10 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: P) -> P:
         TypeError: The state is of another transformation.
 
     Example:
-        See `schedule_free`.
+        >>> import torch, boxopt as bx
+        >>> params = torch.ones(1)
+        >>> bx.contrib.schedule_free_eval_params(bx.contrib.schedule_free_sgd(0.1).init(params), params)
+        tensor([1.])
 
     Source:
         `optax.contrib.schedule_free_eval_params`.

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import tree
 from boxopt.core.types import Scalar
+from boxopt.scale.scalars import squared_norm
 
 
 def skip_not_finite(updates: Any, gradient_step: Tensor, params: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +62,7 @@ def skip_large_updates(
     Source:
         `optax.skip_large_updates`.
     """
-    norm_squared = tree.reduce(torch.add, tree.map(lambda x: exact.wide(x).square().sum(), updates))
+    norm_squared = squared_norm(updates)
     should_skip = ~(norm_squared < max_squared_norm)  # also where it is NaN
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
 
