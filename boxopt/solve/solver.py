@@ -1,0 +1,153 @@
+r"""What a solver is: a transformation that is told the loss at a point, and proposes the next one.
+
+One update takes one evaluation of the loss and its gradient, whatever becomes of it. A line search is not a loop inside
+of the update: a trial that does not decrease the loss enough makes the next update propose a shorter step. So a
+thousand problems side by side never wait for the one whose line search is long, nothing branches on a value, and no
+evaluation is wasted.
+
+For the loop that calls it a solver is a transformation like any other:
+
+    updates, state = solver.update(gradients, state, params, value=value)
+    params = apply_updates(params, updates)
+
+with one difference: ``params`` are *trials*. The best point is in ``state.iterate``, as `boxopt.minimize` returns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.transform import GradientTransformation, bind, finished
+from boxopt.core.types import P
+from boxopt.sets.base import ConstraintSet
+from boxopt.solve.flat import Flat
+
+
+class Iterate(NamedTuple):
+    """The point that a solver has reached: the last that it accepted.
+
+    Attributes:
+        params: The point, a vector of all leaves; in the set.
+        gradient: The gradient of the loss there, a vector.
+        value: The loss there, a scalar; infinite until the first evaluation.
+        optimality: ‖P(x − g) − x‖∞, a scalar; infinite until the first evaluation.
+        accepted: How many points were accepted, an int64 scalar; 0 until the first evaluation.
+    """
+
+    params: Tensor
+    gradient: Tensor
+    value: Tensor
+    optimality: Tensor
+    accepted: Tensor
+
+
+class SolverState(Protocol):
+    """What the state of every solver holds, a ``NamedTuple`` with these fields among others."""
+
+    @property
+    def iterate(self) -> Iterate:
+        """The point reached."""
+        ...
+
+    @property
+    def trial(self) -> Tensor:
+        """The point at which the loss is wanted next, a vector; in the set."""
+        ...
+
+    @property
+    def stalled(self) -> Tensor:
+        """Whether no further decrease can be found in this floating-point arithmetic, a boolean scalar."""
+        ...
+
+
+Start = Callable[..., Any]
+"""``start(flat, constraint, point) -> state``: ``point`` is the first trial, in the set."""
+
+Advance = Callable[..., Any]
+"""``advance(flat, constraint, state, gradient, value) -> state``, on vectors. A loss or a gradient that is not finite
+comes as an infinite value and a zero gradient: a trial to be rejected."""
+
+
+def make_solver(start: Start, advance: Advance, constraint: ConstraintSet, **options: Any) -> GradientTransformation:
+    """The transformation of a method written in vectors.
+
+    Args:
+        start: As `Start`, a module-level function.
+        advance: As `Advance`, a module-level function.
+        constraint: The set.
+        **options: Further keyword arguments of both functions.
+    """
+    return GradientTransformation(
+        bind(solver_init, constraint=constraint, start=start, options=options),
+        bind(solver_update, constraint=constraint, advance=advance, options=options),
+        finished,
+    )
+
+
+def solver_init(params: Any, *, constraint: ConstraintSet, start: Start, options: dict[str, Any]) -> Any:
+    """The state before the first evaluation, whose trial is the projection of the parameters."""
+    constraint.check(params)
+    flat = Flat.of(params)
+    return start(flat, constraint, flat.project(constraint, flat.ravel(params)), **options)
+
+
+def solver_update(
+    updates: P,
+    state: Any,
+    params: P,
+    *,
+    value: Tensor,
+    constraint: ConstraintSet,
+    advance: Advance,
+    options: dict[str, Any],
+) -> tuple[P, Any]:
+    """Advance by what was found at the trial; at any other point, as an infeasible start is, only move to the trial."""
+    flat = Flat.of(params)
+    gradient, point = flat.ravel(updates), flat.ravel(params)
+    new = advance(flat, constraint, state, *finite(gradient, value), **options)
+    arrived = is_near(point, state.trial)
+    new = tree.map(lambda one, other: torch.where(arrived, one, other), new, state)
+    return constraint.land(params, flat.unravel(new.trial)), new
+
+
+def finite(gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient and the value, zeros and inf where they are not finite numbers."""
+    value = torch.as_tensor(value).to(dtype=gradient.dtype, device=gradient.device)
+    known = (gradient.abs().amax() if gradient.numel() else value).abs() + value.abs() < torch.inf
+    return torch.where(known, gradient, torch.zeros_like(gradient)), torch.where(known, value, torch.inf)
+
+
+def is_near(point: Tensor, trial: Tensor) -> Tensor:
+    """Whether a sum ``params + updates`` that was to reach the trial did, up to its roundings."""
+    reach = 4 * torch.finfo(trial.dtype).eps
+    return ((point - trial).abs() <= reach * (1 + trial.abs())).all()
+
+
+def first_iterate(point: Tensor) -> Iterate:
+    """The iterate before the first evaluation."""
+    unknown = torch.full((), torch.inf, dtype=point.dtype, device=point.device)
+    return Iterate(point, torch.zeros_like(point), unknown, unknown.clone(), zero_like(unknown, torch.int64))
+
+
+def next_iterate(
+    flat: Flat, constraint: ConstraintSet, old: Iterate, accept: Tensor, point: Tensor, gradient: Tensor, value: Tensor
+) -> Iterate:
+    """The iterate at ``point`` where ``accept`` holds, the old one elsewhere."""
+    optimality = projected_gradient(flat, constraint, point, gradient).abs().amax() if point.numel() else value * 0
+    new = Iterate(point, gradient, value, optimality, old.accepted + 1)
+    return tree.map(lambda one, other: torch.where(accept, one, other), new, old)
+
+
+def projected_gradient(flat: Flat, constraint: ConstraintSet, point: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient as far as the set lets a step along it go, x − P(x − g)."""
+    return point - flat.project(constraint, point - gradient)
+
+
+def zero_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A scalar 0 on the device of ``x``."""
+    return torch.zeros((), dtype=dtype or x.dtype, device=x.device)
