@@ -77,6 +77,7 @@ from boxopt.optimizers import (
     sm3,
     yogi,
 )
+from boxopt.recording import RecordState, history, record, scalars
 from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.accumulation import ApplyEvery, apply_every
@@ -191,6 +192,7 @@ __all__ = [
     "MultiStepsState",
     "Packed",
     "PackedState",
+    "RecordState",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
     "ScaleByAdanState",
@@ -263,6 +265,7 @@ __all__ = [
     "fromage",
     "gauss_newton_product",
     "hessian_diag",
+    "history",
     "hutchinson_diag",
     "hutchinson_trace",
     "hvp",
@@ -312,9 +315,11 @@ __all__ = [
     "prox",
     "radam",
     "rademacher_like",
+    "record",
     "regularizers",
     "rmsprop",
     "rprop",
+    "scalars",
     "scale",
     "scale_by_adadelta",
     "scale_by_adam",

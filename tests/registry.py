@@ -182,6 +182,13 @@ ENTRIES = [
     E_(("zero_nans",), lambda h: bx.zero_nans(), quick=True, exempt={"stacked": "one flag a leaf"}),
     E_(("freeze", "set_to_zero"), lambda h: bx.freeze(even_mask), quick=True),
     E_(("apply_every",), lambda h: bx.apply_every(2), quick=True),
+    E_(
+        ("record",),
+        lambda h: bx.chain(bx.record(h.box, 4), bx.sgd(h.lr), bx.project(h.box)),
+        "yes",
+        quick=True,
+        exempt={"derivative": "what is recorded has no derivative", "stacked": "one record for all"},
+    ),
     E_(("snapshot",), lambda h: bx.snapshot("size", size), quick=True, exempt=OVER_ALL),
     E_(
         ("monitor", "ema"),
@@ -607,6 +614,9 @@ OTHERS = {
     "MaskedNode": "a state",
     "MaskedState": "a state",
     "MonitorState": "a state",
+    "RecordState": "a state",
+    "history": "test_recording.py",
+    "scalars": "test_recording.py",
     "ScaleByAdaDeltaState": "a state",
     "ScaleByAdamState": "a state",
     "ScaleByAdanState": "a state",
