@@ -1,0 +1,78 @@
+"""Pictures show what they are given, on the axes that they are given."""
+
+import numpy as np
+import pytest
+import torch
+
+import boxopt as bx
+
+plot = pytest.importorskip("boxopt.plot", reason="matplotlib is not installed")
+from matplotlib.figure import Figure  # noqa: E402
+
+BOX = bx.Box(torch.tensor([0.0, -torch.inf]), torch.tensor([1.0, 0.6]))
+
+
+def loss(x):
+    return (x[0] - 1.5) ** 2 + 3 * (x[1] - 0.9) ** 2
+
+
+@pytest.fixture(scope="module")
+def written():
+    tx, x = bx.chain(bx.record(BOX, 16, params=True), bx.sgd(0.1), bx.project(BOX)), torch.tensor([0.1, 0.2])
+    state = tx.init(x)
+    for _ in range(20):
+        gradients, value = torch.func.grad_and_value(loss)(x)
+        updates, state = tx.update(gradients, state, x, value=value)
+        x = bx.apply_updates(x, updates)
+    return bx.history(state)
+
+
+def test_a_trajectory_over_walls_and_contours(written):
+    ax = plot.trajectory(written, BOX, loss, label="project")
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), written["params"].numpy())
+    (walls,) = [c for c in ax.collections if len(c.get_segments() if hasattr(c, "get_segments") else []) == 3]
+    assert (0.0, 0.6) in {tuple(np.round(segment[0], 6)) for segment in walls.get_segments()}
+    assert ax.get_xlim()[0] < 0 < 1 < ax.get_xlim()[1]
+    before = ax.get_xlim()
+    assert plot.trajectory(torch.tensor([[0.5, 0.5], [3.0, 0.5]]), BOX, ax=ax) is ax
+    assert ax.get_xlim()[0] == before[0]
+    assert ax.get_xlim()[1] > 3
+
+
+def test_the_active_set_is_that_of_the_parameters(written):
+    ax = plot.active_set(written, BOX)
+    expected = torch.stack([bx.active(BOX, x) for x in written["params"]]).T
+    np.testing.assert_array_equal(ax.images[0].get_array(), expected.numpy())
+    assert expected.any()
+
+
+def test_convergence_draws_what_is_positive(written):
+    lines = {line.get_label(): line.get_ydata() for line in plot.convergence(written, least=0.0).lines}
+    np.testing.assert_allclose(lines["loss − least"], written["value"].double().numpy())
+    assert "violation" not in lines
+
+
+def test_weights_and_ensembles():
+    ax = plot.weights({"w": torch.tensor([-1.0, 0.0, 0.2, 1.0]), "b": torch.zeros(4)}, bx.Box(-1.0, None))
+    assert [line.get_xdata()[0] for line in ax.lines] == [-1.0]
+    assert sum(patch.get_height() for patch in ax.patches) == 8
+    figure = Figure()
+    ax = plot.ensemble(torch.rand(5, 7), torch.logspace(-3, -1, 5), log=True, label="rate", ax=figure.add_subplot())
+    assert len(ax.collections[0].get_segments()) == 5
+    assert figure.axes[1].get_ylabel() == "rate"
+
+
+def test_what_cannot_be_drawn(written):
+    with pytest.raises(ValueError, match=r"expected points \[steps, 2\], got \[4, 3\]"):
+        plot.trajectory(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="needs the box"):
+        plot.active_set(written)
+    with pytest.raises(ValueError, match=r"\[members, steps\], got \[4\]"):
+        plot.ensemble(torch.zeros(4))
+
+
+def test_no_picture_is_shown_or_kept(written):
+    import matplotlib.pyplot as plt
+
+    plot.convergence(written)
+    assert plt.get_fignums() == []
