@@ -35,7 +35,7 @@ def test_a_trajectory_over_walls_and_contours(written):
     assert ax.get_xlim()[0] < 0 < 1 < ax.get_xlim()[1]
     before = ax.get_xlim()
     assert plot.trajectory(torch.tensor([[0.5, 0.5], [3.0, 0.5]]), BOX, ax=ax) is ax
-    assert ax.get_xlim()[0] == before[0]
+    assert ax.get_xlim()[0] <= before[0]
     assert ax.get_xlim()[1] > 3
 
 
