@@ -1,9 +1,7 @@
 """Wrappers against optax's, and what is boxopt's own: bounds, members, chains, packed trees."""
 
 import inspect
-import re
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -640,10 +638,3 @@ def test_wrapped_steps_can_be_compiled_with_donation():
         expected, given = step(*expected), compiled(*given)
         torch.testing.assert_close(torch.utils._pytree.tree_leaves(given), torch.utils._pytree.tree_leaves(expected))
     assert rate == 0.1
-
-
-def test_the_page_on_wrappers_prints_what_it_says(capsys):
-    page = (Path(__file__).parent.parent / "docs" / "wrappers.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
-    exec(compile(code, "wrappers.py", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
