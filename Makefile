@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test check package bench docs clean
 
 setup: .venv/main .venv/check
 
@@ -39,6 +39,15 @@ check: .venv/main .venv/check
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings
 
+# What users install: the README's first example from the wheel, in an environment that has nothing else.
+package: .venv/check
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	sed -n '/^```python$$/,/^```$$/p' README.md | sed '1d;/^```$$/,$$d' > dist/example.py
+	cd dist && venv/bin/python example.py && venv/bin/python -m boxopt --doctor
+
 bench: .venv/bench
 	for file in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
 
@@ -46,4 +55,4 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
 clean:
-	rm -rf .venv docs/_build examples/output
+	rm -rf .venv dist docs/_build examples/output

@@ -20,6 +20,9 @@ def blocks(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_prints_what_it_says(page, capsys):
     """A block may go on with the names of those before it. ``print(...)  # x`` prints x."""
+    for needed in re.findall(r"<!-- needs: (.*) -->", page.read_text()):
+        for package in needed.split(", "):
+            pytest.importorskip(package, reason=f"{package}, beside which the page shows boxopt, is not installed")
     code = "\n".join(blocks(page))
     module = types.ModuleType(f"page_{page.stem}")
     sys.modules[module.__name__] = module  # torch.compile looks there for the names that functions use
