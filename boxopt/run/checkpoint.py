@@ -27,7 +27,7 @@ def state_to_dict(state: Any) -> dict[str, Tensor]:
     trees appear leaf by leaf, under the names that they have unpacked: a run may be resumed packed or not.
 
     Args:
-        state: Dicts, NamedTuples, lists, sets (of the constraining kind), packed trees, and in them tensors, numbers
+        state: Dicts, NamedTuples, lists, constraint sets, packed trees, and in them tensors, numbers
             and None: parameters and a state together, say, as ``{"params": params, "state": state}``.
 
     Returns:
@@ -43,13 +43,7 @@ def state_to_dict(state: Any) -> dict[str, Tensor]:
         >>> bx.state_to_dict(bx.adam(0.1).init({"w": torch.zeros(2)}))
         {'0.count': tensor(0), '0.mu.w': tensor([0., 0.]), '0.nu.w': tensor([0., 0.])}
     """
-    found: dict[str, Tensor] = {}
-    for path, leaf in _leaves("", state):
-        if path in found:
-            raise tree.LeafError(f"two leaves would both be called {path!r}: rename a key, or take a dot out of one")
-        refuse_consumed(leaf, tree.name(path))
-        found[path] = _as_tensor(path, leaf).detach().contiguous()
-    return _apart(found)
+    return _apart({path: _as_tensor(path, leaf).detach().contiguous() for path, leaf in _by_path(state).items()})
 
 
 def state_from_dict(mapping: Mapping[str, Tensor], like: T) -> T:
@@ -76,7 +70,7 @@ def state_from_dict(mapping: Mapping[str, Tensor], like: T) -> T:
         >>> bx.state_from_dict(bx.state_to_dict(state), like=tx.init(params))
         TraceState(trace={'w': tensor([1., 1.])})
     """
-    expected = dict(_leaves("", like))
+    expected = _by_path(like)
     _compare_paths(mapping, expected)
     values = {path: _fitted(path, mapping[path], leaf) for path, leaf in expected.items()}
 
@@ -166,6 +160,15 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return mapping
 
 
+def _by_path(state: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path, leaf in _leaves("", state):
+        if path in found:
+            raise tree.LeafError(f"two leaves would both be called {path!r}: rename a key, or take a dot out of one")
+        found[path] = leaf
+    return found
+
+
 def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:
     """The path and the value of each leaf; those of packed trees are views."""
     if _is_whole(node):
@@ -193,6 +196,7 @@ def _is_whole(node: Any) -> bool:
 
 
 def _as_tensor(path: str, leaf: Any) -> Tensor:
+    refuse_consumed(leaf, tree.name(path))
     if isinstance(leaf, Tensor):
         return leaf
     for kind, dtype in ((bool, torch.bool), (int, torch.int64), (float, torch.float64)):

@@ -3,60 +3,67 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_POSIX = os.name == "posix"  # elsewhere there are other locks, and folders need no synchronization
+_POSIX = os.name == "posix"  # elsewhere folders can neither be locked nor forced to the disk
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The name of a new file beside ``path``, which takes its place when the block ends without an error.
+    """The name of a new file, which takes the place of ``path`` when the block ends without an error.
 
-    The file, and then the folder's entry for it, are on the disk when this returns. A process that is killed meanwhile
-    leaves the old file, and under a name of its own what it has of the new one; the next one to replace it removes that.
+    The file, and then its folder's entry, are on the disk when this returns. It is written in a folder of its own
+    beside ``path``, as is what the writer may put next to it. A process that is killed leaves the old file, and that
+    folder, which the next one takes over. Several take turns, where the file system has locks.
     """
     path = Path(os.path.realpath(path))
-    _remove_abandoned(path)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        with _held(new):
-            yield new
-            _synchronize(new)
-            os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with _workplace(path.with_name(f".{path.name}.new")) as workplace:
+        yield workplace / path.name
+        _synchronize(workplace / path.name)
+        os.replace(workplace / path.name, path)
     if _POSIX:
         _synchronize(path.parent)
 
 
 @contextlib.contextmanager
-def _held(new: Path) -> Iterator[None]:
-    """Create a file, and hold a lock on it, which ends with the process however that ends."""
-    with open(new, "xb") as file:
+def _workplace(folder: Path) -> Iterator[Path]:
+    """An empty folder that no other process has; it is removed in the end."""
+    handle = None
+    while handle is None:
+        folder.mkdir(exist_ok=True)
+        handle = _locked(folder)
+    try:
+        for left in folder.iterdir():  # by a process that was killed
+            left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # before the lock is gone
         if _POSIX:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-            return
-    yield
+            os.close(handle)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the new files of others, but for those that are held."""
+def _locked(folder: Path) -> int | None:
+    """Lock a folder until the handle is closed, or the process ends; None if another one has removed it meanwhile."""
     if not _POSIX:
-        return
+        return 0
     import fcntl
 
-    for new in path.parent.glob(f".{glob.escape(path.name)}.????????.new"):
-        with contextlib.suppress(OSError), open(new, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            new.unlink()
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # there may be no locks
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        if os.path.samestat(os.stat(folder), os.fstat(handle)):
+            return handle
+    except FileNotFoundError:
+        pass
+    os.close(handle)
+    return None
 
 
 def _synchronize(path: Path) -> None:
