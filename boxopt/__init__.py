@@ -79,7 +79,10 @@ from boxopt.optimizers import (
 )
 from boxopt.recording import RecordState, history, record, scalars
 from boxopt.regularizers import L1, L2, ElasticNet
+from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
+from boxopt.run.chunks import chunked
 from boxopt.run.compile import CompiledStep, compile
+from boxopt.run.ensemble import best_members, stack, take_members, unstack
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
@@ -237,8 +240,10 @@ __all__ = [
     "apply_if_finite",
     "apply_updates",
     "barrier",
+    "best_members",
     "centralize",
     "chain",
+    "chunked",
     "clip",
     "clip_by_block_rms",
     "clip_by_global_norm",
@@ -280,6 +285,7 @@ __all__ = [
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
+    "load",
     "log_barrier",
     "lookahead",
     "masked",
@@ -319,6 +325,7 @@ __all__ = [
     "regularizers",
     "rmsprop",
     "rprop",
+    "save",
     "scalars",
     "scale",
     "scale_by_adadelta",
@@ -361,14 +368,19 @@ __all__ = [
     "skip_not_finite",
     "sm3",
     "snapshot",
+    "stack",
+    "state_from_dict",
+    "state_to_dict",
     "stateless",
     "stochastic_rounding",
+    "take_members",
     "tangent",
     "trace",
     "tree_get",
     "tree_get_all",
     "tree_map_params",
     "tree_set",
+    "unstack",
     "violation",
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",
