@@ -45,6 +45,7 @@ from boxopt.curvature import (
     rademacher_like,
 )
 from boxopt.diagnostics import active, is_feasible, optimality, violation
+from boxopt.meta.unroll import unroll
 from boxopt.optimizers import (
     adabelief,
     adadelta,
@@ -380,6 +381,7 @@ __all__ = [
     "tree_get_all",
     "tree_map_params",
     "tree_set",
+    "unroll",
     "unstack",
     "violation",
     "warmup_constant_schedule",

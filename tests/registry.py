@@ -598,6 +598,7 @@ OTHERS = {
     "Layout": "test_pack.py",
     "PackedState": "a state",
     "elementwise": "test_pack.py",
+    "unroll": "test_unroll.py",
     "compile": "test_compile.py",
     "CompiledStep": "test_compile.py",
     "ConsumedError": "test_compile.py",

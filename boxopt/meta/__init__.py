@@ -1,0 +1,1 @@
+"""Differentiating through optimization: the steps, or the solution."""
