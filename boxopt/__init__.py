@@ -78,7 +78,9 @@ from boxopt.optimizers import (
     yogi,
 )
 from boxopt.regularizers import L1, L2, ElasticNet
+from boxopt.run.bound_module import bound_module
 from boxopt.run.compile import CompiledStep, compile
+from boxopt.run.torch_optimizer import TorchOptimizer
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
@@ -212,6 +214,7 @@ __all__ = [
     "ScaleByZoomLinesearchState",
     "SnapshotState",
     "StochasticRoundingState",
+    "TorchOptimizer",
     "TraceState",
     "ZeroNansState",
     "ZoomLinesearchInfo",
@@ -235,6 +238,7 @@ __all__ = [
     "apply_if_finite",
     "apply_updates",
     "barrier",
+    "bound_module",
     "centralize",
     "chain",
     "clip",
