@@ -80,10 +80,12 @@ from boxopt.optimizers import (
 )
 from boxopt.recording import RecordState, history, record, scalars
 from boxopt.regularizers import L1, L2, ElasticNet
+from boxopt.run.bound_module import bound_module
 from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
 from boxopt.run.chunks import chunked
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.run.ensemble import best_members, stack, take_members, unstack
+from boxopt.run.torch_optimizer import TorchOptimizer
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
@@ -218,6 +220,7 @@ __all__ = [
     "ScaleByZoomLinesearchState",
     "SnapshotState",
     "StochasticRoundingState",
+    "TorchOptimizer",
     "TraceState",
     "ZeroNansState",
     "ZoomLinesearchInfo",
@@ -242,6 +245,7 @@ __all__ = [
     "apply_updates",
     "barrier",
     "best_members",
+    "bound_module",
     "centralize",
     "chain",
     "chunked",

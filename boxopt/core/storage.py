@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def span(tensor: Any) -> tuple[int, int] | None:
@@ -43,9 +44,11 @@ def tied(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     for index, tensor in enumerate(tensors):
         if tensor.numel() and seen.setdefault(id(tensor), index) != index:
             return seen[id(tensor)], index
+        if isinstance(tensor, FakeTensor):
+            continue
         try:
             place = span(tensor)
-        except RuntimeError:  # under vmap and grad, and of fake tensors
+        except RuntimeError:  # under vmap and grad
             continue
         if place is not None:
             spans.append((*place, index))

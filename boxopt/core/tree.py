@@ -65,11 +65,11 @@ def leaves(tree: PyTree) -> list[Any]:
     return optree.tree_leaves(tree, namespace=_NAMESPACE)
 
 
-def flatten(tree: PyTree) -> tuple[list[Any], Any]:
+def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
     """The leaves of a tree, and its structure, which can be compared and hashed."""
     if isinstance(tree, torch.Tensor):
         return [tree], _LEAF
-    return optree.tree_flatten(tree, namespace=_NAMESPACE)
+    return optree.tree_flatten(tree, is_leaf=is_leaf, namespace=_NAMESPACE)
 
 
 def unflatten(structure: Any, leaves: Iterable[Any]) -> PyTree:
@@ -169,6 +169,23 @@ def paths(tree: PyTree, *, is_leaf: Any = None) -> list[str]:
 
 def _path(accessor: Iterable[Any]) -> str:
     return ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor)
+
+
+def owned_paths(tree: PyTree, keys: Iterable[str], *, is_leaf: Any = None) -> list[tuple[str | None, str]]:
+    """For each leaf, which of some keys of dicts stands on the way to it, if one does, and its path.
+
+    In the path that key is a star, or, if it comes last, is left out.
+    """
+    wanted, found = set(keys), []
+    for accessor in optree.tree_accessors(tree, is_leaf=is_leaf, namespace=_NAMESPACE):
+        way = list(accessor)
+        places = [n for n, entry in enumerate(way) if isinstance(entry, optree.MappingEntry) and entry.entry in wanted]
+        if not places:
+            found.append((None, _path(way)))
+            continue
+        before, after = _path(way[: places[0]]), _path(way[places[0] + 1 :])
+        found.append((way[places[0]].entry, f"{before}.*.{after}" if after else before))
+    return found
 
 
 def name(path: str) -> str:

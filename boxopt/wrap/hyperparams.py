@@ -91,9 +91,9 @@ def _inject(
     dynamic = {name: value for name, value in bound.arguments.items() if name not in static}
     schedules = {name: value for name, value in dynamic.items() if callable(value)}
     numbers = {
-        name: tree.map(lambda x: _as_tensor(x, dtype), value)
+        name: tree.map(lambda x: as_tensor(x, dtype), value)
         for name, value in dynamic.items()
-        if name not in schedules and _is_numeric(value)
+        if name not in schedules and is_numeric(value)
     }
     first = {**numbers, **_scheduled(schedules, torch.zeros((), dtype=torch.int64))}
     arguments = dict(bound.arguments)
@@ -124,7 +124,7 @@ def _scheduled(schedules: dict[str, Any], count: Tensor) -> dict[str, Any]:
     return {name: schedule(count) for name, schedule in schedules.items()}
 
 
-def _is_numeric(value: Any) -> bool:
+def is_numeric(value: Any) -> bool:
     """Whether a value is a number, a tensor, or a tree of them."""
     found = tree.leaves(value)
     return bool(found) and all(
@@ -132,7 +132,8 @@ def _is_numeric(value: Any) -> bool:
     )
 
 
-def _as_tensor(value: Any, dtype: torch.dtype | None) -> Tensor:
+def as_tensor(value: Any, dtype: torch.dtype | None) -> Tensor:
+    """A number as a tensor: a float in float64 or the dtype given, an integer in int64; tensors stay as they are."""
     value = tree.as_value(value)
     if isinstance(value, Tensor):
         return value
