@@ -149,6 +149,8 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.minimize import minimize
+from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -199,6 +201,7 @@ __all__ = [
     "Packed",
     "PackedState",
     "RecordState",
+    "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
     "ScaleByAdanState",
@@ -219,6 +222,7 @@ __all__ = [
     "ScaleByStddevWithCountState",
     "ScaleByZoomLinesearchState",
     "SnapshotState",
+    "Status",
     "StochasticRoundingState",
     "TorchOptimizer",
     "TraceState",
@@ -296,6 +300,7 @@ __all__ = [
     "masked",
     "master_weights",
     "microbatch",
+    "minimize",
     "mirror",
     "monitor",
     "multi_steps",
