@@ -234,7 +234,7 @@ def save_picture(path: Path, histories: dict[str, History]) -> None:
     )
     left.set_yticks((0.2, 0.3, 0.5, 1.0, 2.0), labels=("0.2", "0.3", "0.5", "1", "2"))
     left.set_yticks((), minor=True)
-    left.legend(fontsize=8, loc=(0.5, 0.5))
+    left.legend(fontsize=8, loc=(0.5, 0.34))
     history = histories["replacing"]
     rows, line = torch.arange(len(history.losses)), lineage(history)
     for axes, field, title in (
