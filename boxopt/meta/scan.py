@@ -11,9 +11,9 @@ what they produce. Derivatives of any order, and batches in batches, come from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,47 @@ from torch import Tensor
 from boxopt.core import exact
 
 Tensors = list[Tensor]
-Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+StepFunction = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 """``(constants, carry, x) -> (carry, y)``."""
+
+_OPTIONS: Any = {"realize_opcount_threshold": 5, "max_fusion_size": 1000}  # as for `boxopt.compile`
+
+
+class Step:
+    """A step, and what has been made of it.
+
+    What a transform makes of a step is made once for each way in which it is applied: of a compiled step, it is
+    compiled too, and nothing is compiled again in the next loop.
+
+    Attributes:
+        function: The step.
+        compiled: Whether it, and what is made of it, is compiled.
+    """
+
+    def __init__(self, function: StepFunction, compiled: bool = False) -> None:
+        self.function = function
+        self.compiled = compiled
+        self._made: dict[Any, Step] = {}
+        self._call = _compiled(function) if compiled else function
+
+    def __call__(self, constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+        """The step made."""
+        return self._call(constants, carry, x)
+
+    def derived(self, make: Callable[..., StepFunction], *how: Any) -> Step:
+        """What ``make`` makes of the step."""
+        key = (make, *how)
+        if key not in self._made:
+            self._made[key] = Step(make(self.function, *how), self.compiled)
+        return self._made[key]
+
+
+def _compiled(function: Any) -> StepFunction:
+    def called(constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+        return function(constants, carry, x)
+
+    called.__code__ = called.__code__.replace()  # torch keeps at most 8 compiled versions with a code object
+    return torch.compile(called, fullgraph=True, dynamic=False, options=_OPTIONS)
 
 
 def scan(step: Step, length: int, constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
@@ -58,6 +97,8 @@ class Scan:
 
     def run(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The loop as its steps."""
+        if self.step.compiled:  # what the first step is given looks like what the others are, to the compiler too
+            leaves = tuple(leaf.detach().contiguous() for leaf in leaves)
         constants, carry, xs = self.split(leaves)
         slices = [leaf.unbind(0) for leaf in xs]
         before, outputs = [], []
@@ -82,9 +123,8 @@ class Scan:
 
     def batched(self, dims: Sequence[int | None], randomness: str) -> Scan:
         """The loop of batched steps, for leaves as `arranged` has them."""
-        constants, _, xs = ([None if dim is None else 0 for dim in group] for group in self.split(dims))
-        step: Any = torch.func.vmap(self.step, in_dims=(constants, 0, xs), randomness=randomness)
-        return replace(self, step=step)
+        constants, _, xs = (tuple(dim is not None for dim in group) for group in self.split(dims))
+        return replace(self, step=self.step.derived(_batched, constants, xs, randomness))
 
     def arranged(self, leaves: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:
         """The leaves with the batch dimension in front in every step; each leaf of the carry has one."""
@@ -140,46 +180,84 @@ class _Operation(torch.autograd.Function):
         return outputs, tuple(0 if place < loop.carry else 1 for place in range(len(outputs)))
 
 
+def _batched(step: StepFunction, constants: tuple[bool, ...], xs: tuple[bool, ...], randomness: str) -> StepFunction:
+    """A step for a batch, which these of the constants and of the parts of x have too, and the whole carry."""
+    in_dims = ([0 if has else None for has in constants], 0, [0 if has else None for has in xs])
+    batched: Any = torch.func.vmap(step, in_dims=in_dims, randomness=randomness)
+    return batched
+
+
+class _Places(NamedTuple):
+    """Which of the constants, of the carry and of the parts of x a derivative is taken with respect to."""
+
+    constants: tuple[int, ...]
+    carry: tuple[int, ...]
+    x: tuple[int, ...]
+
+    def take(self, *groups: Tensors) -> Tensors:
+        return [group[place] for group, places in zip(groups, self, strict=True) for place in places]
+
+    def put(self, groups: list[Tensors], moved: Sequence[Tensor]) -> list[Tensors]:
+        others = self.split(moved)
+        return [_put(*group) for group in zip(groups, self, others, strict=True)]
+
+    def split(self, moved: Sequence[Tensor]) -> list[Tensors]:
+        return _cut(moved, len(self.constants), len(self.carry))
+
+
 def _pulled_back(
     loop: Scan, leaves: Tensors, saved: Tensors, cotangents: list[list[Tensor | None]], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The cotangents of the leaves of a loop, given those of its outputs."""
     constants, carry, xs = loop.split(leaves)
-    floating = [x.is_floating_point() for x in leaves]
-    need_constants, _, need_xs = loop.split([need and moves for need, moves in zip(needed, floating, strict=True)])
-    wanted, moving, entering = _where(need_constants), _where([x.is_floating_point() for x in carry]), _where(need_xs)
+    moves = [[x.is_floating_point() for x in group] for group in (constants, carry, xs)]
+    need_constants, _, need_xs = loop.split(needed)
+    places = _Places(
+        _where(need and floats for need, floats in zip(need_constants, moves[0], strict=True)),
+        _where(moves[1]),
+        _where(need and floats for need, floats in zip(need_xs, moves[2], strict=True)),
+    )
     of_carry, of_ys, of_saved = cotangents
-    ys, late = _where([x is not None for x in of_ys]), _where([x is not None for x in of_saved])
+    ys, late = _where(x is not None for x in of_ys), _where(x is not None for x in of_saved)
+    start = [torch.zeros_like(carry[place]) if of_carry[place] is None else of_carry[place] for place in places.carry]
+    totals = [torch.zeros_like(constants[place]) for place in places.constants]
+    step = loop.step.derived(_pulling, places, ys, late, len(xs))
+    back = Scan(step, loop.constants, len(start) + len(totals), loop.length, backwards=not loop.backwards)
+    inputs = (*constants, *start, *totals, *saved, *xs, *_at(of_ys, ys), *_at(of_saved, late))
+    to_carry, to_constants, to_xs = _cut(_Operation.apply(back, *inputs), len(start), len(totals))
+    return [
+        *_spread(to_constants, places.constants, loop.constants),
+        *_spread(to_carry, places.carry, loop.carry),
+        *_spread(to_xs, places.x, len(xs)),
+    ]
+
+
+def _pulling(
+    step: StepFunction, places: _Places, ys: tuple[int, ...], late: tuple[int, ...], width: int
+) -> StepFunction:
+    """The step of a loop backwards.
+
+    Its carry is the cotangent of the carry, and those of the constants summed so far; its x is the carry before the step,
+    the step's x, of ``width`` parts, and the cotangents of some of the ys, and of some of the saved carry.
+    """
 
     def pull(constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-        before, x, of_y, of_before = _cut(xs, loop.carry, len(need_xs), len(ys))
-        of_next, totals = _cut(carry, len(moving))
+        of_next, totals = _cut(carry, len(places.carry))
+        before, x, of_y, of_before = _cut(xs, len(xs) - width - len(ys) - len(late), width, len(ys))
 
-        def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-            some_constants, some_carry, some_x = _cut(inputs, len(wanted), len(moving))
-            next_carry, y = loop.step(
-                _put(constants, wanted, some_constants), _put(before, moving, some_carry), _put(x, entering, some_x)
-            )
-            return (*_at(next_carry, moving), *_at(y, ys))
+        def outputs(*moved: Tensor) -> tuple[Tensor, ...]:
+            next_carry, y = step(*places.put([constants, before, x], moved))
+            return (*_at(next_carry, places.carry), *_at(y, ys))
 
-        inputs = (*_at(constants, wanted), *_at(before, moving), *_at(x, entering))
-        pullback: Any = torch.func.vjp(outputs, *inputs)[1]
-        of_constants, of_carry, of_x = _cut(pullback((*of_next, *of_y)), len(wanted), len(moving))
+        pullback: Any = torch.func.vjp(outputs, *places.take(constants, before, x))[1]
+        of_constants, of_carry, of_x = places.split(pullback((*of_next, *of_y)))
         for place, cotangent in zip(late, of_before, strict=True):
-            of_carry[moving.index(place)] = of_carry[moving.index(place)] + cotangent
-        return [*of_carry, *map(torch.add, totals, of_constants)], of_x
+            number = places.carry.index(place)
+            of_carry[number] = of_carry[number] + cotangent
+        totals = [total + cotangent for total, cotangent in zip(totals, of_constants, strict=True)]
+        return [*of_carry, *totals], of_x
 
-    start = [torch.zeros_like(carry[place]) if of_carry[place] is None else of_carry[place] for place in moving]
-    totals = [torch.zeros_like(constants[place]) for place in wanted]
-    back = Scan(pull, loop.constants, len(start) + len(totals), loop.length, backwards=not loop.backwards)
-    inputs = (*constants, *start, *totals, *saved, *xs, *_at(of_ys, ys), *_at(of_saved, late))
-    pulled = _cut(_Operation.apply(back, *inputs), len(moving), len(wanted))
-    to_carry, to_constants, to_xs = pulled
-    return [
-        *_spread(to_constants, wanted, loop.constants),
-        *_spread(to_carry, moving, loop.carry),
-        *_spread(to_xs, entering, len(xs)),
-    ]
+    return pull
 
 
 def _pushed_forward(
@@ -187,39 +265,47 @@ def _pushed_forward(
 ) -> tuple[Tensor | None, ...]:
     """The tangents of the outputs of a loop, given those of its leaves."""
     constants, carry, xs = loop.split(leaves)
-    wanted, _, entering = (_where([tangent is not None for tangent in group]) for group in tangents)
-    moving, count = _where([x.is_floating_point() for x in carry]), len(xs)
-    _, of_ys, of_saved = loop.split_outputs(floating)
-
-    def push(constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-        constants, constant_tangents = _cut(constants, loop.constants)
-        carry, carry_tangents = _cut(carry, loop.carry)
-        x, x_tangents = _cut(xs, count)
-
-        def outputs(*inputs: Tensor) -> Any:
-            some_constants, some_carry, some_x = _cut(inputs, len(wanted), len(moving))
-            next_carry, y = loop.step(
-                _put(constants, wanted, some_constants), _put(carry, moving, some_carry), _put(x, entering, some_x)
-            )
-            return (*_at(next_carry, moving), *_at(y, _where(of_ys))), next_carry
-
-        primals = (*_at(constants, wanted), *_at(carry, moving), *_at(x, entering))
-        tangents = (*constant_tangents, *carry_tangents, *x_tangents)
-        pushed: Any = torch.func.jvp(outputs, primals, tangents, has_aux=True)
-        next_carry, to_carry, to_y = pushed[2], *_cut(pushed[1], len(moving))
-        return [*next_carry, *to_carry], to_y
-
-    start = [torch.zeros_like(carry[i]) if tangents[1][i] is None else tangents[1][i] for i in moving]
-    forth = replace(loop, step=push, constants=loop.constants + len(wanted), carry=loop.carry + len(moving))
-    outputs = _Operation.apply(
-        forth, *constants, *_at(tangents[0], wanted), *carry, *start, *xs, *_at(tangents[2], entering)
+    places = _Places(
+        _where(tangent is not None for tangent in tangents[0]),
+        _where(x.is_floating_point() for x in carry),
+        _where(tangent is not None for tangent in tangents[2]),
     )
-    last, to_ys, saved = forth.split_outputs(outputs)
+    _, of_ys, of_saved = loop.split_outputs(floating)
+    start = [torch.zeros_like(carry[i]) if tangents[1][i] is None else tangents[1][i] for i in places.carry]
+    step = loop.step.derived(_pushing, places, _where(of_ys), loop.constants, loop.carry, len(xs))
+    forth = replace(
+        loop, step=step, constants=loop.constants + len(places.constants), carry=loop.carry + len(places.carry)
+    )
+    inputs = (*constants, *_at(tangents[0], places.constants), *carry, *start, *xs, *_at(tangents[2], places.x))
+    last, to_ys, saved = forth.split_outputs(_Operation.apply(forth, *inputs))
     return (
-        *_spread(last[loop.carry :], moving, loop.carry),
+        *_spread(last[loop.carry :], places.carry, loop.carry),
         *_spread(to_ys, _where(of_ys), len(of_ys)),
         *_spread(saved[loop.carry :], _where(of_saved), len(of_saved)),
     )
+
+
+def _pushing(step: StepFunction, places: _Places, ys: tuple[int, ...], *counts: int) -> StepFunction:
+    """The step of a loop of tangents: with each group of a step's arguments, of these counts, come tangents of some.
+
+    The ys are the tangents of some of the step's.
+    """
+
+    def push(*groups: Tensors) -> tuple[Tensors, Tensors]:
+        (constants, *_), (carry, *_), (x, *_) = both = [
+            _cut(group, count) for group, count in zip(groups, counts, strict=True)
+        ]
+
+        def outputs(*moved: Tensor) -> Any:
+            next_carry, y = step(*places.put([constants, carry, x], moved))
+            return (*_at(next_carry, places.carry), *_at(y, ys)), next_carry
+
+        tangents = tuple(tangent for _, group in both for tangent in group)
+        pushed: Any = torch.func.jvp(outputs, tuple(places.take(constants, carry, x)), tangents, has_aux=True)
+        to_carry, to_y = _cut(pushed[1], len(places.carry))
+        return [*pushed[2], *to_carry], to_y
+
+    return push
 
 
 def _cut(values: Sequence[Any], *counts: int) -> list[list[Any]]:
@@ -231,8 +317,8 @@ def _cut(values: Sequence[Any], *counts: int) -> list[list[Any]]:
     return [*pieces, rest]
 
 
-def _where(flags: Sequence[bool]) -> list[int]:
-    return [place for place, flag in enumerate(flags) if flag]
+def _where(flags: Iterable[bool]) -> tuple[int, ...]:
+    return tuple(place for place, flag in enumerate(flags) if flag)
 
 
 def _at(values: Sequence[Any], places: Sequence[int]) -> list[Any]:

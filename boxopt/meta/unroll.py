@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.meta.closure import convert
-from boxopt.meta.scan import Tensors, scan
+from boxopt.meta.scan import Step, StepFunction, Tensors, scan
 
 
 def unroll(
-    step: Callable[[Any, Any], tuple[Any, Any]],
+    step: Callable[..., tuple[Any, Any]],
     carry: Any,
     xs: Any = None,
     length: int | None = None,
     *,
+    args: tuple[Any, ...] = (),
     checkpoint: bool | int | None = None,
     truncate: int | None = None,
 ) -> tuple[Any, Any]:
@@ -78,77 +80,144 @@ def unroll(
         automatic differentiation", Optimization Methods and Software 1, 1992 (checkpoints); `jax.lax.scan`.
     """
     length = _length(xs, length)
-    every = _positive("checkpoint", math.isqrt(max(length - 1, 0)) + 1 if checkpoint is True else checkpoint or None)
+    tree.map(_check_tensor, (carry, xs))
     window = _positive("truncate", truncate) or max(length, 1)
-    flat = _Flat(step, carry, xs)
-    leaves, columns, rows = tree.leaves(carry), tree.leaves(xs), []
-    for start in range(0, length, window):
-        count = min(window, length - start)
-        piece = columns if window >= length else [x[start : start + count] for x in columns]
-        leaves, ys = _run(flat, count, leaves if start == 0 else [x.detach() for x in leaves], piece, every)
+    root = math.isqrt(max(length - 1, 0)) + 1
+    every = root if checkpoint is True else _positive("checkpoint", checkpoint or None)
+    compiled = hasattr(step, "made")
+    function = step.__wrapped__ if compiled else step
+    if torch.compiler.is_compiling() or length == 0 or (every is None and not compiled):
+        run = partial(_one_by_one, function, args)
+    elif compiled:
+        run = partial(_compiled, step, args, every or 1, checkpoint is True)
+    else:
+        run = partial(_recomputed, function, args, every)
+    rows = []
+    for start in range(0, max(length, 1), window):
+        some = xs if window >= length else tree.map(lambda x, start=start: x[start : start + window], xs)
+        carry = tree.map(torch.detach, carry) if start else carry
+        carry, ys = run(carry, some, min(window, length - start))
         rows.append(ys)
-    if not rows:
-        leaves, ys = flat(leaves, [x.new_zeros(x.shape[1:]) for x in columns])
-        return carry, flat.outputs([y.new_empty(0, *y.shape) for y in ys])
-    ys = rows[0] if len(rows) == 1 else [torch.cat(column) for column in zip(*rows, strict=True)]
-    return tree.unflatten(flat.carry, leaves), flat.outputs(ys)
+    return carry, rows[0] if len(rows) == 1 else tree.map(lambda *column: torch.cat(column), *rows)
+
+
+def _one_by_one(step: Any, args: tuple[Any, ...], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    """The steps one after the other, each of them part of what torch records."""
+    if length == 0:
+        _, y = step(carry, tree.map(lambda x: x.new_zeros(x.shape[1:]), xs), *args)
+        return carry, tree.map(lambda y: y.new_empty(0, *y.shape), y)
+    columns, ys = tree.map(lambda x: x.unbind(0), xs), []
+    for number in range(length):
+        x = tree.map(lambda _, column, number=number: column[number], xs, columns)
+        new, y = step(carry, x, *args)
+        if number == 0:
+            _check_step(carry, new, y)
+        carry = new
+        ys.append(y)
+    return carry, tree.map(lambda *column: torch.stack(column), *ys)
+
+
+def _recomputed(step: Any, args: tuple[Any, ...], every: int, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    """The steps as one operation that keeps the carry at these intervals, whatever the step closes over."""
+    constants, step_with = convert(partial(_with_args, step, args))
+    flat = _Flat(carry, xs, ())
+
+    def one(constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+        return flat(step_with(constants), [], carry, x)
+
+    single = Step(one)
+    group = Step(partial(_scan_of, single, every))
+    leaves, ys = _in_groups(single, group, every, constants, tree.leaves(carry), tree.leaves(xs), length)
+    return flat.trees(leaves, ys)
+
+
+def _compiled(
+    step: Any, args: tuple[Any, ...], every: int, nested: bool, carry: Any, xs: Any, length: int
+) -> tuple[Any, Any]:
+    """The steps as one operation, which calls what has been compiled of one of them, or of several in a row."""
+    if convert(step.__wrapped__)[0]:
+        raise ValueError("a compiled step closes over a tensor that is differentiated or batched: pass it in args")
+    constants = tree.leaves(args)
+    tree.map(_check_tensor, args)
+    key = tuple(tree.flatten(part)[1] for part in (carry, xs, args))
+    if key not in step.made:
+        flat = _Flat(carry, xs, args)
+        with torch.no_grad():  # once as it is, to know its outputs
+            flat(step.__wrapped__, constants, tree.leaves(carry), [x[0] for x in tree.leaves(xs)])
+        step.made[key] = flat, Step(partial(flat, step.__wrapped__), compiled=True)
+    flat, single = step.made[key]
+    group = Step(partial(_scan_of, single, every)) if nested else single.derived(_repeated, every)
+    leaves, ys = _in_groups(single, group, every, constants, tree.leaves(carry), tree.leaves(xs), length)
+    return flat.trees(leaves, ys)
+
+
+def _with_args(step: Any, args: tuple[Any, ...], carry: Any, x: Any) -> Any:
+    return step(carry, x, *args)
+
+
+def _in_groups(
+    single: Step, group: Step, every: int, constants: Tensors, carry: Tensors, xs: Tensors, length: int
+) -> tuple[Tensors, Tensors]:
+    """A loop of groups of so many steps, and one of the steps that are left."""
+    covered, pieces = (length // every) * every if every > 1 else 0, []
+    if covered:
+        grouped = [x[:covered].unflatten(0, (-1, every)) for x in xs]
+        carry, ys = scan(group, covered // every, constants, carry, grouped)
+        pieces.append([y.flatten(0, 1) for y in ys])
+    if covered < length:
+        carry, ys = scan(single, length - covered, constants, carry, [x[covered:] for x in xs])
+        pieces.append(ys)
+    return carry, pieces[0] if len(pieces) == 1 else [torch.cat(column) for column in zip(*pieces, strict=True)]
+
+
+def _scan_of(step: Step, count: int, constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    return scan(step, count, constants, carry, xs)
+
+
+def _repeated(step: StepFunction, count: int) -> StepFunction:
+    """So many steps in a row as one."""
+
+    def several(constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+        ys = []
+        for number in range(count):
+            carry, y = step(constants, carry, [x[number] for x in xs])
+            ys.append(y)
+        return carry, [torch.stack(column) for column in zip(*ys, strict=True)]
+
+    return several
 
 
 class _Flat:
-    """A step as a function of the leaves of the carry and of x, which returns those of the next carry and of y."""
+    """A step as a function of leaves, for arguments of one structure."""
 
-    def __init__(self, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> None:
-        tree.map(_check_tensor, (carry, xs))
-        self.step = step
-        self.carry = tree.flatten(carry)[1]
-        self.x = tree.flatten(xs)[1]
-        self.y: Any = None
+    def __init__(self, carry: Any, xs: Any, args: tuple[Any, ...]) -> None:
+        numbered = (
+            tree.unflatten(structure, range(len(leaves))) for leaves, structure in map(tree.flatten, (carry, xs, args))
+        )
+        self.carry, self.x, self.args = numbered
+        self.structures: Any = None
 
-    def __call__(self, carry: Tensors, x: Tensors, step: Any = None) -> tuple[Tensors, Tensors]:
-        old = tree.unflatten(self.carry, carry)
-        new, y = (step or self.step)(old, tree.unflatten(self.x, x))
-        y_leaves, structure = tree.flatten(y)
-        if self.y is None:
-            if not torch.compiler.is_compiling():
-                tree.map(_check_same, old, new)
-                tree.explain_mismatch(new, old)
-                tree.map(_check_tensor, y)
-            self.y = structure
-        return tree.leaves(new), y_leaves
+    def __call__(self, step: Any, constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+        old, part, args = (
+            tree.map(lambda place, leaves=leaves: leaves[place], places)
+            for leaves, places in ((carry, self.carry), (x, self.x), (constants, self.args))
+        )
+        new, y = step(old, part, *args)
+        if self.structures is None:
+            _check_step(old, new, y)
+            self.structures = tree.flatten(new)[1], tree.flatten(y)[1]
+        return tree.leaves(new), tree.leaves(y)
 
-    def outputs(self, leaves: Tensors) -> Any:
-        return tree.unflatten(self.y, leaves)
+    def trees(self, carry: Tensors, ys: Tensors) -> tuple[Any, Any]:
+        """The last carry and the ys of their leaves."""
+        return tree.unflatten(self.structures[0], carry), tree.unflatten(self.structures[1], ys)
 
 
-def _run(flat: _Flat, length: int, carry: Tensors, xs: Tensors, every: int | None) -> tuple[Tensors, Tensors]:
-    """So many steps, with checkpoints at these intervals."""
-    if every is None or torch.compiler.is_compiling():
-        slices, rows = [x.unbind(0) for x in xs], []
-        for number in range(length):
-            carry, y = flat(carry, [x[number] for x in slices])
-            rows.append(y)
-        return carry, [torch.stack(column) for column in zip(*rows, strict=True)]
-
-    constants, step_with = convert(flat.step)
-
-    def one(constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        return flat(carry, x, step_with(constants))
-
-    def several(constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-        return scan(one, every, constants, carry, xs)
-
-    if every == 1:
-        return scan(one, length, constants, carry, xs)
-    segments = length // every
-    covered, pieces = segments * every, []
-    if segments:
-        grouped = [x[:covered].unflatten(0, (segments, every)) for x in xs]
-        carry, ys = scan(several, segments, constants, carry, grouped)
-        pieces.append([y.flatten(0, 1) for y in ys])
-    if covered < length:
-        carry, ys = scan(one, length - covered, constants, carry, [x[covered:] for x in xs])
-        pieces.append(ys)
-    return carry, [torch.cat(column) for column in zip(*pieces, strict=True)]
+def _check_step(old: Any, new: Any, y: Any) -> None:
+    if not torch.compiler.is_compiling():
+        tree.map(_check_same, old, new)
+        tree.explain_mismatch(new, old)
+        tree.map(_check_tensor, y)
 
 
 def _length(xs: Any, length: int | None) -> int:

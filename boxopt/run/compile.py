@@ -110,6 +110,7 @@ class CompiledStep:
 
     def __init__(self, step: Callable[..., Any], donated: tuple[int, ...], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, step)
+        self.made: dict[Any, Any] = {}  # by `boxopt.unroll`, of the step
         self._step = step
         self._donated = donated
         self._name = getattr(step, "__name__", repr(step))
