@@ -1,4 +1,4 @@
-"""Training with other people's loops: the losses are those of the functional loop by hand, and the box holds exactly."""
+"""Training with other people's loops: the losses are those of the functional loop, and the box holds exactly."""
 
 import importlib
 import warnings
