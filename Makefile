@@ -13,7 +13,7 @@ setup: .venv/main .venv/check
 	$(PYTHON) -m venv .venv
 
 .venv/main: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[test,examples]'
+	$(INSTALL) --editable '.[test,examples,integrations]'
 	@touch $@
 
 .venv/check: pyproject.toml constraints.txt | .venv/main

@@ -472,3 +472,80 @@ def test_bound_module():
     with pytest.raises(ValueError, match=r"leaf '2\.bias'"):
         bx.bound_module(model, {"2.bias": bx.Box(torch.zeros(3), 1.0)})
     assert pickle.loads(pickle.dumps(inside)).names == inside.names
+
+
+def test_gradients_that_overflow_are_skipped_by_the_scaler():
+    model = make_model()
+    optimizer = bx.TorchOptimizer(model.named_parameters(), MAKERS["adam, projected"], lr=0.03)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    losses = []
+    for scale in (1.0, torch.inf, 1.0, 1.0):
+        before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, scale)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+        if scale == torch.inf:
+            assert_same_params(model, before[0])
+            assert_same_state(optimizer.state_dict(), before[1])
+    assert scaler.get_scale() == 2.0**9
+    assert losses[3] < losses[2] < losses[0]
+    assert bx.violation(BOX, dict(model.named_parameters())) == 0
+
+
+def make_masters(lr):
+    return bx.master_weights(bx.chain(bx.adam(lr), bx.project(BOX)), within=BOX)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_parameters_with_masters(dtype, fused, quick_compile):
+    """Steps far below what 16 bits resolve add up in the masters; both stay in the box as stored."""
+    model, other = make_model(dtype), make_model(dtype)
+    optimizer = bx.TorchOptimizer(model.named_parameters(), make_masters, lr=2e-4, within=BOX, fused=fused)
+    plain = bx.TorchOptimizer(other.named_parameters(), bx.adam, lr=2e-4, within=BOX)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=dtype is torch.float16)
+
+    def run(model, optimizer, steps):
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+        return losses
+
+    losses = run(model, optimizer, 200)
+    wide = make_model()
+    expected = train(wide, bx.TorchOptimizer(wide.named_parameters(), MAKERS["adam, projected"], lr=2e-4), 200)
+    coarse = run(other, plain, 200)
+    assert abs(losses[-1] - expected[-1]) < 0.1 * abs(coarse[-1] - expected[-1])
+    params = dict(model.named_parameters())
+    assert {param.dtype for param in params.values()} == {dtype}
+    assert bx.violation(BOX, params) == 0
+    assert all(bool((p.double() >= -0.2).all() and (p.double() <= 0.25).all()) for p in params.values())
+    for param in params.values():
+        masters = optimizer.state[param]["masters"]
+        assert masters.dtype == torch.float32
+        assert bx.violation(BOX, masters) == 0
+    # The masters are in the checkpoint, in 32 bits.
+    again = make_model(dtype)
+    again.load_state_dict(model.state_dict())
+    resumed = bx.TorchOptimizer(again.named_parameters(), make_masters, lr=0.5, within=BOX, fused=fused)
+    resumed.load_state_dict(saved(optimizer.state_dict()))
+    assert run(again, resumed, 5) == run(model, optimizer, 5)
+
+
+def test_half_precision_gradients_are_unscaled_in_32_bits():
+    """A gradient of 2⁻³⁰ is nothing in 16 bits."""
+    param = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer = bx.TorchOptimizer([param], bx.master_weights(bx.sgd(2.0**10)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    scaler.scale((param.float() * 2.0**-30).sum()).backward()
+    scaler.step(optimizer)
+    assert optimizer.state[param]["masters"].tolist() == [1 - 2.0**-20] * 2

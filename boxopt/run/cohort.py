@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import exact, tree
 from boxopt.core.pack import Packed, on_leaves, pack
 from boxopt.core.transform import GradientTransformation, apply_updates
 from boxopt.core.types import ParameterSet
@@ -46,13 +46,14 @@ class Cohort:
         transformation: GradientTransformation,
         within: ParameterSet | None,
         extra: Mapping[str, Any],
+        scale: Tensor | None,
     ) -> None:
         """Move the parameters that have a gradient, and replace their state."""
         params = {name: param.detach() for name, param in self.params.items()}
         gradients = {name: gradient_of(param) for name, param in self.params.items()}
         _follow(entries, self.params)
         state = self.places.gather(entries)
-        updates, state = on_leaves(transformation).update(gradients, state, params, **extra)
+        updates, state = on_leaves(transformation).update(unscaled(gradients, scale), state, params, **extra)
         # The parameters are about to be written over, and the gradients will be: a state that keeps them keeps copies.
         lent = {_memory(tensor) for tensor in (*params.values(), *gradients.values())}
         state = tree.map(lambda leaf: leaf.clone() if _memory(leaf) in lent else leaf, state)
@@ -151,6 +152,13 @@ def gradient_of(param: Tensor) -> Tensor:
     if gradient.is_sparse:
         raise RuntimeError("gradients are dense here; make the embedding with sparse=False")
     return gradient.detach()
+
+
+def unscaled(gradients: Any, scale: Tensor | None) -> Any:
+    """The gradients divided by what the loss was multiplied by, in 32 bits at least."""
+    if scale is None:
+        return gradients
+    return tree.map(lambda g: exact.wide(g) / scale.to(g.device), gradients)
 
 
 def _follow(entries: list[dict[str, Any]], params: dict[str, Tensor]) -> None:

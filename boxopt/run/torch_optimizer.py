@@ -14,7 +14,7 @@ from boxopt.core import tree
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, accepted, apply_updates
 from boxopt.core.types import ParameterSet
-from boxopt.run.cohort import Cohort, FusedCohort, packed_parameters
+from boxopt.run.cohort import Cohort, FusedCohort, packed_parameters, unscaled
 from boxopt.run.compile import compile
 from boxopt.run.places import Places
 from boxopt.wrap.hyperparams import as_tensor, is_numeric
@@ -94,6 +94,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._compiled: list[tuple[dict[str, Any], Callable[..., Any]]] = []
         super().__init__(params, hyperparameters)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch's GradScaler leaves the gradients scaled, and skipping to `step`.
+
+        It refuses to unscale 16-bit gradients, in which small numbers would be lost. Others it unscales itself.
+        """
+        return any(param.dtype is torch.float16 for group in self.param_groups for param in group["params"])
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with hyperparameters of its own; what it does not name are the defaults.
 
@@ -126,13 +134,16 @@ class TorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if bool(getattr(self, "found_inf", False)):  # GradScaler's attributes, while it calls
+            return loss
+        scale = getattr(self, "grad_scale", None)
         for number in range(len(self.param_groups)):
             params = self._named(number)
             known = {name for cohort in self._cohorts[number] for name in cohort.params}
             self._join(number, {n: p for n, p in params.items() if p.grad is not None and n not in known})
             for cohort in self._cohorts[number]:
                 if any(param.grad is not None for param in cohort.params.values()):
-                    self._move(number, cohort, loss)
+                    self._move(number, cohort, loss, scale)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,7 +257,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._made[number] = values, made
         return made
 
-    def _move(self, number: int, cohort: Cohort | FusedCohort, loss: Any) -> None:
+    def _move(self, number: int, cohort: Cohort | FusedCohort, loss: Any, scale: Tensor | None) -> None:
         entries = [self.state[param] for param in cohort.params.values()]
         transformation = self._made_for(number)
         taken = accepted(transformation)
@@ -254,7 +265,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if loss is not None and (taken is None or "value" in taken):
             extra["value"] = torch.as_tensor(loss).detach()
         if isinstance(cohort, Cohort):
-            cohort.step(entries, transformation, self._within, extra)
+            cohort.step(entries, transformation, self._within, extra, scale)
             return
         given = self._hyperparameters(number)
         device = tree.device_of(cohort.params)
@@ -264,7 +275,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             if is_numeric(value)
         }
         static = {name: value for name, value in given.items() if name not in numbers}
-        cohort.step(entries, self._step_with(static), numbers, extra)
+        cohort.step(entries, self._step_with(static), numbers, extra, scale)
 
     def _step_with(self, static: dict[str, Any]) -> Callable[..., Any]:
         """The compiled step for some hyperparameters that are not numbers."""
@@ -273,7 +284,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 return function
         make, within = self._transformation, self._within
 
-        def step(params: Any, state: Any, gradients: Any, numbers: Any, extra: Any) -> tuple[Any, Any]:
+        def step(params: Any, state: Any, gradients: Any, numbers: Any, extra: Any, scale: Any) -> tuple[Any, Any]:
+            gradients = unscaled(gradients, scale)
             made = make if isinstance(make, GradientTransformation) else make(**numbers, **static)
             updates, state = on_leaves(made).update(gradients, state, params, **extra)
             return apply_updates(params, updates, within), state
