@@ -163,7 +163,11 @@ class _Batch:
             places.append(tree.unflatten(found, range(len(values))))
             return values
 
+        if self.size == 0:  # whose state is that of one problem, without it
+            leaves = [leaf.new_zeros((1, *leaf.shape[1:])) for leaf in leaves]
+            tensors = [t.new_ones((1, *t.shape[1:])) if own else t for t, own in zip(tensors, each, strict=True)]
         self._run: list[Tensor] = self._batched(start, bool(leaves))(leaves, tensors)
+        self._run = [leaf[:0] for leaf in self._run] if self.size == 0 else self._run
         self._places = places[-1]
         self._advance = self._batched(_on_leaves(step, self._places))
         self._rows: Tensor | None = None
@@ -282,11 +286,7 @@ def drive(
     compile: bool = False,
     sync_every: int | None = None,
 ) -> Result:
-    """Run a solver until each problem has stopped. The arguments are those of `boxopt.minimize`.
-
-    Args:
-        evaluate: As `Evaluate`, in the place of the loss.
-    """
+    """Run a solver until each problem has stopped: `boxopt.minimize` with an `Evaluate` in the place of the loss."""
     tree.check_parameters(params)
     params = tree.map(torch.detach, params)
     batch = batch_of(params, batch_dims)
@@ -361,7 +361,7 @@ class _Reporter:
     def __init__(self, problems: _Batch, callback: Callable[[Progress], Any] | None, progress: bool) -> None:
         self._problems = problems
         self._callback = callback
-        self._total = problems.size or 1
+        self._total = 1 if problems.size is None else problems.size
         self._bar = _progress_bar(self._total) if progress else None
 
     def __enter__(self) -> _Reporter:
@@ -375,7 +375,7 @@ class _Reporter:
         """Whether any problem still runs."""
         run = self._problems.run
         running = int((run.status == _RUNNING).sum())
-        if self._callback is not None:
+        if self._callback is not None and self._total:
             iterate = run.state.iterate
             self._callback(Progress(run.steps.max(), running, self._total, iterate.value, iterate.optimality))
         if self._bar is not None:

@@ -38,9 +38,9 @@ def minimize(
     $$ \min_{x \in C} f(x) $$
 
     where the set C is the solver's. Every step of the loop takes one evaluation of the loss and its gradient for each
-    problem that still runs. A problem stops when a tolerance is met, when the solver can go no further, or at the limit;
-    it is then frozen, and nothing that happens in another problem changes it. When half of a batch have stopped, the
-    others go on as a smaller batch. What goes wrong in one problem is told by its ``status``; what ``fun`` raises is
+    problem that still runs. A problem stops when a tolerance is met, when the solver can go no further, or at the
+    limit; it is then frozen, and nothing that happens in another problem changes it. When half of a batch have stopped,
+    the others go on as a smaller batch. What goes wrong in one problem is told by its ``status``; what ``fun`` raises is
     raised.
 
     **Batches.** With ``batch_dims=1`` the first dimension of every leaf of ``params`` and ``args`` counts problems, and
