@@ -115,13 +115,21 @@ def _direction(kind: Any, model: Any, iterate: Iterate, lower: Tensor, upper: Te
     pinned = torch.where(held, cauchy, 0.0)
     change = kind.minimize_over(model, ~held, gradient + kind.times(model, pinned))
     target = torch.where(held, cauchy, change)
+    target = torch.where(target.isfinite().all(), target, cauchy)
+
     projected = (point + target).clamp(lower, upper) - point
+    onward = target - cauchy
+    room = (torch.where(onward > 0, upper - point, lower - point) - cauchy) / onward
+    share = torch.where(onward == 0, torch.inf, room).amin().clamp(0.0, 1.0)
+    truncated = cauchy + share * onward
 
-    def decrease(d: Tensor) -> Tensor:
-        return -(gradient @ d) - d @ kind.times(model, d) / 2
+    best = torch.where(_decrease(kind, model, gradient, projected) > _decrease(kind, model, gradient, truncated), projected, truncated)
+    return torch.where(gradient @ best < 0, best, cauchy)
 
-    good = (decrease(projected) > decrease(cauchy).clamp_min(0)) & projected.isfinite().all()
-    return torch.where(good, projected, cauchy)
+
+def _decrease(kind: Any, model: Any, gradient: Tensor, step: Tensor) -> Tensor:
+    """By how much the model falls along a step."""
+    return -(gradient @ step) - step @ kind.times(model, step) / 2
 
 
 def where(condition: Tensor, one: Any, other: Any) -> Any:
