@@ -3,9 +3,9 @@
     python benchmarks/solve.py [SECTION ...] [--problems N] [--threads N]
 
 Sections are functions named ``section_…`` below; without names all of them run. All is float64 and on the CPU. Every
-solver gets the same starts, bounds and tolerance on the projected gradient; SciPy gets the gradient in NumPy, written by
-hand, which is the fastest that it can be given. What compiles does so before the time is taken; how long that takes is
-printed. ``solved`` is the share of problems whose projected gradient is within the tolerance, whoever says so.
+solver gets the same starts, bounds and tolerance on the projected gradient; SciPy gets the gradient in NumPy, written
+by hand, which is the fastest that it can be given. What compiles does so before the time is taken; how long that takes
+is printed. ``solved`` is the share of problems whose projected gradient is within the tolerance, whoever says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,7 +247,9 @@ def section_single(count: int) -> None:
         )
         box = bx.Box(lower, upper)
 
-        def solve(compiled: bool, problems: Any = problems, start: Any = start, box: Any = box, args: Any = args) -> Any:
+        def solve(
+            compiled: bool, problems: Any = problems, start: Any = start, box: Any = box, args: Any = args
+        ) -> Any:
             return bx.minimize(problems.torch, start, bx.lbfgsb(box), args=tuple(args), tol=TOL, compile=compiled)
 
         theirs = with_scipy(problems, 1).seconds

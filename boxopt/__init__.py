@@ -142,7 +142,6 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
-from boxopt.solve.lbfgsb import lbfgsb
 from boxopt.solve.minimize import minimize
 from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
