@@ -89,7 +89,8 @@ def _advance(
     room = torch.where(direction > 0, upper - iterate.params, lower - iterate.params) / direction
     limit = torch.where(direction == 0, torch.inf, room).amin().clamp(1.0, 1e10)
     one = torch.ones_like(length)
-    begun = start_search(iterate.value, slope_along, torch.where(fresh, 1 / length, one), limit)
+    boxed = (lower.isfinite() & upper.isfinite()).all()
+    begun = start_search(iterate.value, slope_along, torch.where(fresh & ~boxed, 1 / length, one), limit)
     renewed = accepted | failed
     direction = torch.where(renewed, direction, state.direction)
     search = where(renewed, begun, search)
