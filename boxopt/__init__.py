@@ -142,6 +142,8 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.minimize import minimize
+from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -191,6 +193,7 @@ __all__ = [
     "MultiStepsState",
     "Packed",
     "PackedState",
+    "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
     "ScaleByAdanState",
@@ -211,6 +214,7 @@ __all__ = [
     "ScaleByStddevWithCountState",
     "ScaleByZoomLinesearchState",
     "SnapshotState",
+    "Status",
     "StochasticRoundingState",
     "TraceState",
     "ZeroNansState",
@@ -282,6 +286,7 @@ __all__ = [
     "masked",
     "master_weights",
     "microbatch",
+    "minimize",
     "mirror",
     "monitor",
     "multi_steps",
