@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from boxopt.core import exact, tree
 from boxopt.core.transform import bind
 from boxopt.core.types import Scalar
 from boxopt.solve.flat import Flat
 from boxopt.solve.losses import Poisson, RobustLoss, check_loss, terms_of
+
+
+_UNROLLED = 16
+"""Up to so many parameters their derivatives are taken one by one: under ``vmap`` they would not compile, and save little."""
 
 
 def gauss_newton(
@@ -47,18 +51,26 @@ def gauss_newton(
         >>> bx.gauss_newton(lambda x: x**2 - 2.0)(torch.tensor([1.0]))
         (tensor([-2.]), {'value': tensor(0.5000), 'curvature': tensor([[4.]])})
     """
+    _check(loss, jac)
+    return bind(_evaluate_bound, residual=residual, loss=loss, f_scale=f_scale, weights=weights, jac=jac)
+
+
+def _evaluate_bound(params: Any, *args: Any, residual: Any, loss: Any, f_scale: Any, weights: Any, jac: Any) -> Any:
+    return _evaluate(params, args, residual, loss, f_scale, weights, jac)
+
+
+def _check(loss: Any, jac: Any) -> None:
     check_loss(loss)
     if isinstance(jac, str) and jac not in ("forward", "reverse"):
         raise ValueError(f"jac is 'forward', 'reverse', a function or None, got {jac!r}")
-    return bind(_evaluate, residual=residual, loss=loss, f_scale=f_scale, weights=weights, jac=jac)
 
 
 def _evaluate(
     params: Any,
-    *args: Any,
+    args: tuple[Any, ...],
     residual: Callable[..., Any],
     loss: str | RobustLoss | Poisson,
-    f_scale: Scalar,
+    f_scale: Any,
     weights: Any,
     jac: str | Callable[..., Any] | None,
 ) -> tuple[Any, dict[str, Tensor]]:
@@ -70,12 +82,39 @@ def _evaluate(
 
     if callable(jac):
         found = of_vector(vector)
-        rows = _rows(jac(params, *args), params, len(found), flat.dtype)
+        rows = _rows(jac(params, *args), flat, len(found))
     else:
         found, rows = _differentiate(of_vector, vector, jac)
     value, slope, curvature = terms_of(loss, found, f_scale)
     if weights is not None:
-        weight = exact.as_tensor(weights, found).reshape(-1)
+        weight = exact.as_tensor(weights, found)
+        weight = weight.reshape(-1) if weight.ndim else weight
         value, slope, curvature = weight * value, weight * slope, weight * curvature
     gradient = (rows * slope).sum(-1)
-    return flat.unravel(gradient), {"value": value.sum(), "curvature": _gram(rows, curvature)}
+    return flat.unravel(gradient), {"value": value.sum(), "curvature": (rows * curvature) @ rows.mT}
+
+
+def _column(residual: Any, dtype: torch.dtype) -> Tensor:
+    """All residuals as one vector."""
+    parts = [torch.as_tensor(leaf).reshape(-1).to(dtype) for leaf in tree.leaves(residual)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows(jacobian: Any, flat: Flat, count: int) -> Tensor:
+    """The transposed Jacobian, (parameters, residuals), of a tree as ``torch.func.jacfwd`` returns it."""
+    parts = [leaf.reshape(count, -1).to(flat.dtype) for leaf in tree.leaves(jacobian)]
+    return torch.cat(parts, 1).mT
+
+
+def _differentiate(function: Callable[[Tensor], Tensor], vector: Tensor, jac: str | None) -> tuple[Tensor, Tensor]:
+    """The residuals and their transposed Jacobian: forward for each parameter, or backward for each residual."""
+    size = len(vector)
+    if jac == "reverse":
+        found, pull = torch.func.vjp(function, vector)
+        basis = torch.eye(len(found), dtype=found.dtype, device=found.device)
+        return found, vmap(lambda row: pull(row)[0])(basis).mT
+    basis = torch.eye(size, dtype=vector.dtype, device=vector.device)
+    if size and size <= _UNROLLED:
+        pairs = [torch.func.jvp(function, (vector,), (direction,)) for direction in basis]
+        return pairs[0][0], torch.stack([derivative for _, derivative in pairs])
+    return function(vector), vmap(lambda row: torch.func.jvp(function, (vector,), (row,))[1])(basis)

@@ -12,8 +12,8 @@ from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P, Scalar
 from boxopt.sets.box import Box
 from boxopt.solve.flat import Flat
-from boxopt.solve.quadratic import bounded_step
-from boxopt.solve.solver import Iterate, finite, first_iterate, is_near, zero_like
+from boxopt.solve.quadratic import bounded_step, times
+from boxopt.solve.solver import Iterate, _representable, finite, first_iterate, is_near, zero_like
 
 _ROUNDS = 3
 """Systems solved a step. In fits of peaks half of whose bounds are active a fourth changed nothing."""
@@ -23,10 +23,12 @@ class LevenbergMarquardtState(NamedTuple):
     """The state of `levenberg_marquardt`; vectors are of all leaves.
 
     Attributes:
-        iterate: The point reached, an `Iterate`.
+        iterate: The point reached, an `Iterate`, with the largest cosine as its optimality, see
+            `levenberg_marquardt`.
         trial: The point at which the loss is wanted next, a vector.
         stalled: Whether no further decrease can be found in this arithmetic, a boolean scalar.
         curvature: The curvature at the iterate, a matrix; 0 until the first evaluation.
+        active: −1 where the iterate is at its lower bound, 1 at the upper, 0 between them; an int8 vector.
         scale: The largest curvatures of each coordinate met lately, the diagonal D, a vector.
         damping: λ, a scalar.
         growth: By what the damping grows if the trial is rejected, a scalar; 2 unless the last one was.
@@ -37,6 +39,7 @@ class LevenbergMarquardtState(NamedTuple):
     trial: Tensor
     stalled: Tensor
     curvature: Tensor
+    active: Tensor
     scale: Tensor
     damping: Tensor
     growth: Tensor
@@ -56,6 +59,10 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
     D is the diagonal of H, or more where it was larger lately, so that a change of units changes nothing. The trial is
     accepted if the loss decreases; the ratio of that decrease to the one promised sets λ, one a problem.
     Where the promise is below the roundings of the loss, the projected gradient has to decrease instead.
+
+    **Optimality** is here the largest cosine |gⱼ|/√(2f·Hⱼⱼ) between the residuals and a column of their Jacobian, which no
+    change of units changes; 0 for what a bound holds. Its square is the share of the loss that coordinate j could still
+    take away alone.
 
     ``update(gradients, state, params, value=, curvature=)`` takes what was found at the trial ``params``, one
     evaluation: ``curvature`` is the matrix H over all leaves as one vector. `gauss_newton` makes all three of residuals.
@@ -99,14 +106,15 @@ def _levenberg_marquardt_init(params: Any, *, box: Box, damping: Scalar) -> Leve
     point = flat.project(box, flat.ravel(params))
     zero = zero_like(point)
     return LevenbergMarquardtState(
-        first_iterate(point),
-        point.clone(),
-        zero_like(point, torch.bool),
-        point.new_zeros(len(point), len(point)),
-        torch.zeros_like(point),
-        zero + damping,
-        zero + 2,
-        zero.clone(),
+        iterate=first_iterate(point),
+        trial=point.clone(),
+        stalled=zero_like(point, torch.bool),
+        curvature=point.new_zeros(len(point), len(point)),
+        active=torch.zeros_like(point, dtype=torch.int8),
+        scale=torch.zeros_like(point),
+        damping=zero + damping,
+        growth=zero + 2,
+        decrease=zero.clone(),
     )
 
 
@@ -116,8 +124,8 @@ def _levenberg_marquardt_update(
     flat = Flat.of(params)
     point, gradient = flat.ravel(params), flat.ravel(updates)
     new = _advance(*flat.bounds(box), state, gradient, value, curvature.to(gradient))
-    arrived = is_near(point, state.trial)
-    new = tree.map(lambda one, other: torch.where(arrived, one, other), new, state)
+    arrived = is_near(flat, point, state.trial)
+    new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
     return box.land(params, flat.unravel(new.trial)), new
 
 
@@ -128,8 +136,8 @@ def _advance(
     old, epsilon = state.iterate, torch.finfo(gradient.dtype).eps
     largest = curvature.abs().amax() if curvature.numel() else torch.zeros_like(state.damping)
     gradient, value = finite(gradient, torch.where(largest < torch.inf, value, torch.inf))
-    outward = state.trial - torch.clamp(state.trial - gradient, lower, upper)
-    optimality = outward.abs().amax() if outward.numel() else torch.zeros_like(value)
+    cosines = _cosines(state.trial, lower, upper, gradient, value, curvature.diagonal())
+    optimality = cosines.amax() if cosines.numel() else torch.zeros_like(value)
 
     first = old.accepted == 0
     rounding = 8 * epsilon * old.value.abs()
@@ -149,11 +157,26 @@ def _advance(
 
     low, high = lower - iterate.params, upper - iterate.params
     diagonal = damping * torch.where(scale > 0, scale, 1.0)
-    step, _ = bounded_step(curvature + torch.diag(diagonal), iterate.gradient, low, high, _ROUNDS)
-    decrease = -(step * (iterate.gradient + (curvature * step).sum(-1) / 2)).sum(-1)
+    step = bounded_step(curvature + torch.diag(diagonal), iterate.gradient, low, high, _ROUNDS)
+    decrease = -(step * (iterate.gradient + times(curvature, step) / 2)).sum(-1)
     trial = torch.clamp(iterate.params + step, lower, upper)
     trial = torch.where(step <= low, lower, torch.where(step >= high, upper, trial))
+    known = iterate.accepted > 0
     still = (trial == iterate.params).all() | (blurred & (growth > 16))
-    return LevenbergMarquardtState(
-        iterate, trial, still & ~(first & ~accept), curvature, scale, damping, growth, decrease
-    )
+    active = torch.where(low >= 0, -1, torch.where(high <= 0, 1, 0)).to(torch.int8)
+    return LevenbergMarquardtState(iterate, trial, still & known, curvature, active, scale, damping, growth, decrease)
+
+
+def _cosines(
+    point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, value: Tensor, diagonal: Tensor
+) -> Tensor:
+    """|g| / √(2 f · H) of each coordinate: for residuals the cosine between them and a column of their Jacobian.
+
+    Its square is the share of the loss that a step along the coordinate alone would take away. So it is 0 where the
+    gradient points out of a bound, counts only what a step to the bound takes away, and is 0 where the step would be lost
+    in the coordinate's roundings.
+    """
+    room = torch.where(gradient > 0, point - lower, upper - point)
+    slope = torch.minimum(gradient.abs(), diagonal * room)
+    lost = slope <= 4 * torch.finfo(point.dtype).eps * diagonal * point.abs()
+    return torch.where(lost, 0.0, slope / (2 * value.abs() * diagonal).sqrt())

@@ -9,7 +9,7 @@ _UNROLLED = 8
 """Systems up to this size are solved number by number in compiled code, where that is one kernel."""
 
 
-def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, rounds: int) -> Tensor:
     r"""A step p from low ≤ 0 ≤ high, at least as good as the projected gradient's, for
 
     $$ \min_p\; q(p) = g^\top p + \tfrac12 p^\top M p \quad\text{subject to}\quad \text{low} \le p \le \text{high} $$
@@ -30,7 +30,7 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         rounds: How many systems are solved.
 
     Returns:
-        The step, and q there.
+        p.
 
     Source:
         L. F. Portugal, J. J. Júdice and L. N. Vicente, "A comparison of block pivoting and interior-point algorithms for
@@ -49,7 +49,7 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         multiplier = times(matrix, solution) + gradient
         at_low = torch.where(at_low, multiplier > 0, solution < low)
         at_high = torch.where(at_high, multiplier < 0, solution > high)
-    return step, value
+    return step
 
 
 def held_solution(
