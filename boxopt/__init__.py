@@ -142,6 +142,10 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.gauss_newton import gauss_newton
+from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squares
+from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
+from boxopt.solve.losses import Poisson
 from boxopt.solve.minimize import minimize
 from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
@@ -185,6 +189,8 @@ __all__ = [
     "GradientTransformation",
     "InjectHyperparamsState",
     "Layout",
+    "LeastSquaresResult",
+    "LevenbergMarquardtState",
     "LookaheadState",
     "MaskedNode",
     "MaskedState",
@@ -193,6 +199,7 @@ __all__ = [
     "MultiStepsState",
     "Packed",
     "PackedState",
+    "Poisson",
     "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
@@ -251,6 +258,7 @@ __all__ = [
     "contrib",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "covariance",
     "diagnostics",
     "elementwise",
     "ema",
@@ -265,6 +273,7 @@ __all__ = [
     "freeze",
     "freeze_active",
     "fromage",
+    "gauss_newton",
     "gauss_newton_product",
     "hessian_diag",
     "hutchinson_diag",
@@ -278,6 +287,8 @@ __all__ = [
     "lamb",
     "lars",
     "lbfgs",
+    "least_squares",
+    "levenberg_marquardt",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",

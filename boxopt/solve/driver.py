@@ -329,9 +329,7 @@ def flattened(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
     return tensor.reshape((math.prod(batch), *tensor.shape[len(batch) :])) if batch else tensor
 
 
-def _limits(
-    flat: Flat, batch: tuple[int, ...], tol: Any, step_tol: Any, value_tol: Any, max_steps: Any
-) -> Limits:
+def _limits(flat: Flat, batch: tuple[int, ...], tol: Any, step_tol: Any, value_tol: Any, max_steps: Any) -> Limits:
     def number(value: Any, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(value, dtype=dtype, device=flat.device)
 

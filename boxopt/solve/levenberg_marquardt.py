@@ -15,7 +15,7 @@ from boxopt.solve.flat import Flat
 from boxopt.solve.quadratic import bounded_step, times
 from boxopt.solve.solver import Iterate, _representable, finite, first_iterate, is_near, zero_like
 
-_ROUNDS = 3
+_ROUNDS = 2
 """Systems solved a step. In fits of peaks half of whose bounds are active a fourth changed nothing."""
 
 
@@ -167,9 +167,7 @@ def _advance(
     return LevenbergMarquardtState(iterate, trial, still & known, curvature, active, scale, damping, growth, decrease)
 
 
-def _cosines(
-    point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, value: Tensor, diagonal: Tensor
-) -> Tensor:
+def _cosines(point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, value: Tensor, diagonal: Tensor) -> Tensor:
     """|g| / √(2 f · H) of each coordinate: for residuals the cosine between them and a column of their Jacobian.
 
     Its square is the share of the loss that a step along the coordinate alone would take away. So it is 0 where the

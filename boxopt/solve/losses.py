@@ -87,7 +87,7 @@ class Poisson:
 
     def __call__(self, residual: Tensor) -> Terms:
         """The terms of residuals μ − y."""
-        counts = exact.as_tensor(self.counts, residual).reshape(-1)
+        counts = each_residual("Poisson's counts", self.counts, residual)
         mean, some = residual + counts, counts > 0
         possible = torch.where(some, mean > 0, mean >= 0)
         safe = torch.where(some & possible, mean, torch.ones_like(mean))
@@ -110,6 +110,14 @@ def terms_of(loss: str | RobustLoss | Poisson, residual: Tensor, f_scale: Any) -
     curvature = first + 2 * second * z
     least = torch.finfo(residual.dtype).eps
     return Terms(scale**2 * value / 2, first * residual, torch.where(curvature > least, curvature, least))
+
+
+def each_residual(name: str, value: Any, residual: Tensor) -> Tensor:
+    """A number, or one for each residual, as a vector."""
+    value = exact.as_tensor(value, residual)
+    if value.numel() not in (1, len(residual)):
+        raise ValueError(f"{name} has the shape {tuple(value.shape)} in a problem of {len(residual)} residuals")
+    return value.reshape(-1)
 
 
 def check_loss(loss: Any) -> None:
