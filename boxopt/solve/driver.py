@@ -30,6 +30,14 @@ Evaluate = Callable[..., tuple[Any, dict[str, Any]]]
 solver's ``update`` may want, of which it gets what it names. Two that are equal and hash alike compute the same."""
 
 
+# Plain integers: the compiler does not know members of an Enum.
+_RUNNING = int(Status.RUNNING)
+_REASONS = tuple(
+    int(reason)
+    for reason in (Status.GRADIENT, Status.STEP, Status.VALUE, Status.NONFINITE, Status.STALLED, Status.LIMIT)
+)
+
+
 class Limits(NamedTuple):
     """When a problem stops: numbers, or tensors with one for each problem.
 
@@ -75,14 +83,14 @@ class _Step:
 
     Attributes:
         evaluate: As `Evaluate`.
+        key: What equal steps have in common beside it.
         flat: How the parameters lie in a vector.
-        key: What equal steps have in common.
         setting: A `_Setting` without its tensors.
     """
 
     evaluate: Evaluate
-    flat: Flat
     key: Hashable
+    flat: Flat = field(compare=False)
     setting: Any = field(compare=False)
 
     def start(self, params: Any, tensors: list[Tensor]) -> Run:
@@ -106,7 +114,7 @@ class _Step:
         _, state = solver.update(gradients, run.state, params, **extra)
         steps = run.steps + 1
         new = Run(state, _status(run.state.iterate, state, steps, setting.limits), steps)
-        running = run.status == Status.RUNNING
+        running = run.status == _RUNNING
         return tree.map(lambda one, other: torch.where(running, one, other), new, run)
 
 
@@ -116,17 +124,17 @@ def _status(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
     again = (new.accepted > old.accepted) & (old.accepted > 0)
     step, size = _largest(new.params - old.params), _largest(new.params)
     change, scale = (new.value - old.value).abs(), torch.maximum(new.value.abs(), old.value.abs())
-    reasons = {
-        Status.GRADIENT: (new.optimality <= limits.tol) & (new.accepted > 0),
-        Status.STEP: again & (limits.step_tol > 0) & (step <= limits.step_tol * size.clamp_min(1)),
-        Status.VALUE: again & (limits.value_tol > 0) & (change <= limits.value_tol * scale.clamp_min(1)),
-        Status.NONFINITE: new.accepted == 0,
-        Status.STALLED: state.stalled,
-        Status.LIMIT: steps >= limits.max_steps,
-    }
-    status = torch.zeros_like(steps, dtype=torch.int8)
-    for reason, holds in reversed(reasons.items()):
-        status = torch.where(holds, torch.full_like(status, int(reason)), status)
+    holds = (  # in the order of _REASONS, of which the first counts
+        (new.optimality <= limits.tol) & (new.accepted > 0),
+        again & (limits.step_tol > 0) & (step <= limits.step_tol * size.clamp_min(1)),
+        again & (limits.value_tol > 0) & (change <= limits.value_tol * scale.clamp_min(1)),
+        new.accepted == 0,
+        state.stalled,
+        steps >= limits.max_steps,
+    )
+    status = torch.full_like(steps, _RUNNING, dtype=torch.int8)
+    for reason, held in zip(reversed(_REASONS), reversed(holds), strict=True):
+        status = torch.where(held, torch.full_like(status, reason), status)
     return status
 
 
@@ -147,16 +155,17 @@ class _Batch:
         self._tensors = tensors
         self._each = each
         leaves, structure = tree.flatten(params)
-        structures: list[Any] = []
+        places: list[Any] = []
 
         def start(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-            values, found = tree.flatten(step.start(tree.unflatten(structure, leaves), tensors))
-            structures.append(found)
+            run = step.start(tree.unflatten(structure, leaves), tensors)
+            values, found = tree.flatten(run)
+            places.append(tree.unflatten(found, range(len(values))))
             return values
 
         self._run: list[Tensor] = self._batched(start, bool(leaves))(leaves, tensors)
-        self._structure = structures[-1]
-        self._advance = self._batched(_on_leaves(step, self._structure))
+        self._places = places[-1]
+        self._advance = self._batched(_on_leaves(step, self._places))
         self._rows: Tensor | None = None
         self._ended: list[Tensor] = []
 
@@ -172,7 +181,9 @@ class _Batch:
             (own, leaf.dtype, leaf.device, leaf.shape[1:] if own else leaf.shape)
             for own, leaf in zip([self.size is not None] * len(self._run) + self._each, self._leaves(), strict=True)
         )
-        self._advance = _compiled(_Program(self._step, self._structure, kinds, self.size == 1, self._advance))
+        self._advance = _compiled(
+            _Program(self._step, tree.flatten(self._places)[1], kinds, self.size == 1, self._advance)
+        )
         self._mark()
 
     def _leaves(self) -> list[Tensor]:
@@ -188,7 +199,7 @@ class _Batch:
     @property
     def run(self) -> Run:
         """The problems that still take part."""
-        return tree.unflatten(self._structure, self._run)
+        return _laid_out(self._places, self._run)
 
     def advance(self) -> None:
         """One evaluation and one update of each."""
@@ -201,7 +212,7 @@ class _Batch:
         if self.size is None or keep > self.size // 2:
             return
         self._put_back()
-        kept = torch.argsort(self.run.status != Status.RUNNING, stable=True)[:keep]
+        kept = torch.argsort(self.run.status != _RUNNING, stable=True)[:keep]
         self._rows = kept if self._rows is None else self._rows[kept]
         self._run = [leaf.index_select(0, kept) for leaf in self._run]
         self._tensors = [
@@ -221,14 +232,19 @@ class _Batch:
     def result(self) -> Run:
         """All problems, in their order."""
         self._put_back()
-        return tree.unflatten(self._structure, self._ended)
+        return _laid_out(self._places, self._ended)
 
 
-def _on_leaves(step: _Step, structure: Any) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
+def _laid_out(places: Any, leaves: list[Tensor]) -> Any:
+    """The tree with these leaves, of numbers of places rather than a structure: these a compiler can trace."""
+    return tree.map(lambda place: leaves[place], places)
+
+
+def _on_leaves(step: _Step, places: Any) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
     """A step as a function of the leaves of a run."""
 
     def advance(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-        return tree.leaves(step.advance(tree.unflatten(structure, leaves), tensors))
+        return tree.leaves(step.advance(_laid_out(places, leaves), tensors))
 
     return advance
 
@@ -282,7 +298,7 @@ def drive(
     rows = [
         flattened(tensor, batch) if own else shared(tensor, batch) for tensor, own in zip(tensors, each, strict=True)
     ]
-    step = _Step(evaluate, flat, key_of(setting), setting)
+    step = _Step(evaluate, key_of((flat, setting)), flat, setting)
     with torch.no_grad():
         problems = _Batch(step, rows, each, tree.map(lambda leaf: flattened(leaf, batch), params), bool(batch))
         if compile:
@@ -358,7 +374,7 @@ class _Reporter:
     def look(self) -> bool:
         """Whether any problem still runs."""
         run = self._problems.run
-        running = int((run.status == Status.RUNNING).sum())
+        running = int((run.status == _RUNNING).sum())
         if self._callback is not None:
             iterate = run.state.iterate
             self._callback(Progress(run.steps.max(), running, self._total, iterate.value, iterate.optimality))
@@ -384,11 +400,9 @@ def _result(run: Run, flat: Flat, batch: tuple[int, ...]) -> Result:
     run = tree.map(shaped, run)
     reached = best_of(run)
     parts = reached.params.split([math.prod(shape) for shape in flat.shapes], dim=-1)
-    leaves = [
-        part.reshape((*batch, *shape)).to(dtype)
-        for part, shape, dtype in zip(parts, flat.shapes, flat.dtypes, strict=True)
-    ]
-    params = tree.unflatten(flat.structure, leaves)
+    params = tree.map(
+        lambda place: parts[place].reshape((*batch, *flat.shapes[place])).to(flat.dtypes[place]), flat.places
+    )
     return Result(params, reached.value, reached.optimality, run.status, run.steps, run.state)
 
 
@@ -396,7 +410,7 @@ def best_of(run: Run) -> Iterate:
     """The point that met a tolerance; where none did, that of the least loss, of those in the set if any was."""
     iterate = run.state.iterate
     best = getattr(run.state, "best", iterate)
-    met = (run.status >= Status.GRADIENT) & (run.status <= Status.VALUE)
+    met = (run.status >= int(Status.GRADIENT)) & (run.status <= int(Status.VALUE))
     last = met | ~best.value.isfinite()
 
     def choose(one: Tensor, other: Tensor) -> Tensor:

@@ -47,7 +47,10 @@ class Iterate(NamedTuple):
 
 
 class SolverState(Protocol):
-    """What the state of every solver holds, a ``NamedTuple`` with these fields among others."""
+    """What the state of every solver holds, a ``NamedTuple`` with these fields among others.
+
+    A solver that accepts points which are worse than those before also has ``best``, the `Iterate` of the least loss.
+    """
 
     @property
     def iterate(self) -> Iterate:
