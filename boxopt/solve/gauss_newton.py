@@ -16,7 +16,7 @@ from boxopt.solve.flat import Flat
 from boxopt.solve.losses import Poisson, RobustLoss, check_loss, each_residual, terms_of
 
 _UNROLLED = 16
-"""Up to so many parameters their derivatives are taken one by one: under ``vmap`` they would not compile, and save little."""
+"""Up to so many parameters derivatives are taken one by one: under a second ``vmap`` they would not compile."""
 
 
 def gauss_newton(
@@ -29,7 +29,7 @@ def gauss_newton(
 ) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
     r"""The function that evaluates what `levenberg_marquardt` is told, of residuals.
 
-    $$ f = \sum_i w_i\, \ell(r_i), \qquad g = J^\top w\,\ell'(r), \qquad H = J^\top \operatorname{diag}(w\,\ell'')\, J $$
+    $$ f = \sum_i w_i\, \ell(r_i), \quad g = J^\top w\,\ell'(r), \quad H = J^\top \operatorname{diag}(w\,\ell'')\, J $$
 
     Args:
         residual: ``residual(params, *args)``, a tensor or a tree of them, for one problem.
@@ -110,11 +110,11 @@ def _differentiate(function: Callable[[Tensor], Tensor], vector: Tensor, jac: st
     """The residuals and their transposed Jacobian: forward for each parameter, or backward for each residual."""
     size = len(vector)
     if jac == "reverse":
-        found, pull = torch.func.vjp(function, vector)
+        found, pull, *_ = torch.func.vjp(function, vector)
         basis = torch.eye(len(found), dtype=found.dtype, device=found.device)
         return found, vmap(lambda row: pull(row)[0])(basis).mT
     basis = torch.eye(size, dtype=vector.dtype, device=vector.device)
     if size and size <= _UNROLLED:
         pairs = [torch.func.jvp(function, (vector,), (direction,)) for direction in basis]
-        return pairs[0][0], torch.stack([derivative for _, derivative in pairs])
+        return pairs[0][0], torch.stack([pair[1] for pair in pairs])
     return function(vector), vmap(lambda row: torch.func.jvp(function, (vector,), (row,))[1])(basis)

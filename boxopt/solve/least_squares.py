@@ -30,8 +30,8 @@ class LeastSquaresResult(NamedTuple):
     Attributes:
         params: The solution, a tree as the parameters given.
         value: The loss there: half the sum of squares, unless another was asked for.
-        optimality: The largest cosine between the residuals and a column of their Jacobian, 0 for what a bound holds: see
-            `levenberg_marquardt`.
+        optimality: The largest cosine between the residuals and a column of their Jacobian, 0 for what a bound holds:
+            see `levenberg_marquardt`.
         status: Codes of `boxopt.Status`, int8.
         steps: How many evaluations of the residuals and their Jacobian were used, int64.
         active: A tree as ``params``, int8: −1 at a lower bound, 1 at an upper, 0 between them.
@@ -88,10 +88,10 @@ def least_squares(
             function ``z -> (ρ, ρ', ρ'')``; or `boxopt.Poisson` of the data.
         f_scale: C, where a robust loss begins to take residuals for outliers, in their units. A number, or one for each
             problem.
-        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual. As many as there are residuals, or
-            so many for each problem.
-        jac: "forward" differentiates with respect to each parameter, which is done unless given, "reverse" each residual;
-            or ``jac(params, *args)``, as ``torch.func.jacfwd(residual)``.
+        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual. As many as there are residuals,
+            or so many for each problem.
+        jac: "forward", as it is unless given, differentiates with respect to each parameter, "reverse" each residual;
+            or ``jac(params, *args)``, which returns what ``torch.func.jacfwd(residual)`` does.
         batch_dims: How many leading dimensions of ``params`` and ``args`` count problems.
         tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-8 in float64 and 1e-4 in float32 unless
             given. Like the next three, a number or one for each problem.
@@ -120,15 +120,16 @@ def least_squares(
         ...     return p["height"] * torch.exp(-p["rate"] * t) - data
         >>> data = torch.stack([3 * torch.exp(-1.5 * t), 3 * torch.exp(-2.5 * t)])
         >>> start = {"height": torch.ones(2), "rate": torch.ones(2)}
-        >>> fit = bx.least_squares(residual, start, bx.Box(0.0, {"height": None, "rate": 2.0}), args=(data,), batch_dims=1)
+        >>> bounds = bx.Box(0.0, {"height": None, "rate": 2.0})
+        >>> fit = bx.least_squares(residual, start, bounds, args=(data,), batch_dims=1)
         >>> fit.params
-        {'height': tensor([3.0000, 2.7946]), 'rate': tensor([1.5000, 2.0000])}
+        {'height': tensor([3.0000, 2.7112]), 'rate': tensor([1.5000, 2.0000])}
         >>> fit.active["rate"]
         tensor([0, 1], dtype=torch.int8)
 
     Source:
-        `scipy.optimize.least_squares`, whose losses these are; Gpufit (A. Przybylski et al., Scientific Reports 7, 2017)
-        for fits in batches.
+        `scipy.optimize.least_squares`, whose losses these are; for fits in batches Gpufit (A. Przybylski et al.,
+        Scientific Reports 7, 2017).
     """
     check_options(loss, jac)
     tree.check_parameters(params)
@@ -162,7 +163,16 @@ def least_squares(
     active = result.state.active
     free = (active == 0).sum(-1)
     degrees = _count(residual, params, problems.args, flat, batch) - free
-    return LeastSquaresResult(*result[:5], _as_tree(active, flat, batch), degrees, result.state)
+    return LeastSquaresResult(
+        result.params,
+        result.value,
+        result.optimality,
+        result.status,
+        result.steps,
+        _as_tree(active, flat, batch),
+        degrees,
+        result.state,
+    )
 
 
 def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tensor:
@@ -175,8 +185,8 @@ def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tens
         absolute_sigma: Whether the weights are 1/σ² of known σ, or the loss is `boxopt.Poisson`: then s² = 1.
 
     Returns:
-        A matrix of all leaves as one vector, a problem each, (..., n, n), with zeros for what is at a bound; infinite where
-        the data do not determine the parameters.
+        A matrix of all leaves as one vector, a problem each, (..., n, n), with zeros for what is at a bound; infinite
+        where the data do not determine the parameters.
 
     Example:
         >>> import torch, boxopt as bx
@@ -283,6 +293,4 @@ def _count(
 def _as_tree(vector: Tensor, flat: Flat, batch: tuple[int, ...]) -> Any:
     """The tree of a vector in its own dtype, batch dimensions in front."""
     parts = vector.split([math.prod(shape) for shape in flat.shapes], dim=-1)
-    return tree.unflatten(
-        flat.structure, [part.reshape(*batch, *shape) for part, shape in zip(parts, flat.shapes, strict=True)]
-    )
+    return tree.map(lambda place: parts[place].reshape((*batch, *flat.shapes[place])), flat.places)

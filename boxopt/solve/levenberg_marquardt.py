@@ -16,7 +16,7 @@ from boxopt.solve.quadratic import bounded_step, times
 from boxopt.solve.solver import Iterate, _representable, finite, first_iterate, is_near, zero_like
 
 _ROUNDS = 2
-"""Systems solved a step. In fits of peaks half of whose bounds are active a fourth changed nothing."""
+"""Systems solved a step. In fits of peaks, half of them with active bounds, a third changed nothing."""
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -51,21 +51,22 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
 
     $$ \min_p\; g^\top p + \tfrac12 p^\top (H + \lambda D)\, p \quad\text{subject to}\quad l \le x + p \le u $$
 
-    The trial is x + p, where p comes of a few rounds of principal pivoting: coordinates held at a bound that their gradient
-    points out of have their rows and columns masked, and what a step would carry outside is held and the rest solved again;
-    p is at least as good as a projected gradient step, see `boxopt.solve.quadratic.bounded_step`. Clamping a step after it
-    was solved for would do neither, and stops at points that are not stationary.
+    The trial is x + p, where p comes of a few rounds of principal pivoting: coordinates at a bound that their gradient
+    points out of have their rows and columns masked, and what a step would carry outside is held and the rest solved
+    for again; p is at least as good as a projected gradient step, see `boxopt.solve.quadratic.bounded_step`. Clamping a
+    step after it was solved for does neither, and stops at points that are not stationary.
 
     D is the diagonal of H, or more where it was larger lately, so that a change of units changes nothing. The trial is
     accepted if the loss decreases; the ratio of that decrease to the one promised sets λ, one a problem.
     Where the promise is below the roundings of the loss, the projected gradient has to decrease instead.
 
-    **Optimality** is here the largest cosine |gⱼ|/√(2f·Hⱼⱼ) between the residuals and a column of their Jacobian, which no
-    change of units changes; 0 for what a bound holds. Its square is the share of the loss that coordinate j could still
-    take away alone.
+    **Optimality** is here the largest cosine |gⱼ|/√(2f·Hⱼⱼ) between the residuals and a column of their Jacobian, 0 for
+    what a bound holds. No change of units changes it, and its square is the share of the loss that coordinate j could
+    still take away alone.
 
     ``update(gradients, state, params, value=, curvature=)`` takes what was found at the trial ``params``, one
-    evaluation: ``curvature`` is the matrix H over all leaves as one vector. `gauss_newton` makes all three of residuals.
+    evaluation: ``curvature`` is the matrix H over all leaves as one vector. `gauss_newton` makes all three of
+    residuals.
 
     Args:
         box: The bounds.
@@ -86,11 +87,11 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
         ...     updates, state = solver.update(gradients, state, params, **found)
         ...     params = bx.apply_updates(params, updates)
         >>> params
-        {'height': tensor(1.5000), 'rate': tensor(2.0698)}
+        {'height': tensor(1.5000), 'rate': tensor(2.2382)}
 
     Source:
-        K. Levenberg 1944, D. W. Marquardt 1963; the damping is H. B. Nielsen's ("Damping parameter in Marquardt's method",
-        1999), the scaling after J. J. Moré's (1978); for a box C. Kanzow, N. Yamashita and M. Fukushima, 2004.
+        K. Levenberg 1944, D. W. Marquardt 1963; the damping is H. B. Nielsen's ("Damping parameter in Marquardt's
+        method", 1999), the scaling after J. J. Moré's (1978); for a box C. Kanzow, N. Yamashita and M. Fukushima, 2004.
     """
     box = Box() if box is None else box
     return GradientTransformation(
@@ -171,8 +172,8 @@ def _cosines(point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, valu
     """|g| / √(2 f · H) of each coordinate: for residuals the cosine between them and a column of their Jacobian.
 
     Its square is the share of the loss that a step along the coordinate alone would take away. So it is 0 where the
-    gradient points out of a bound, counts only what a step to the bound takes away, and is 0 where the step would be lost
-    in the coordinate's roundings.
+    gradient points out of a bound, counts only what a step to the bound takes away, and is 0 where the step would be
+    lost in the coordinate's roundings.
     """
     room = torch.where(gradient > 0, point - lower, upper - point)
     slope = torch.minimum(gradient.abs(), diagonal * room)

@@ -66,7 +66,8 @@ class Poisson:
     $$ \ell = \mu - y - y \log(\mu/y), \qquad \ell' = 1 - y/\mu, \qquad w = y/\mu^2 $$
 
     Its minimizer is the maximum likelihood estimate, where least squares are biased if counts are few. The loss is
-    infinite where μ ≤ 0 and a count is positive, or μ < 0: the model has to be positive at the start, which bounds see to.
+    infinite where μ ≤ 0 and a count is positive, or μ < 0: the model has to be positive at the start, which bounds see
+    to.
 
     Args:
         counts: y ≥ 0, as many as there are residuals.
@@ -76,7 +77,7 @@ class Poisson:
         >>> counts = torch.tensor([3.0, 0.0, 6.0])
         >>> fit = bx.least_squares(lambda rate: rate - counts, torch.tensor(1.0), loss=bx.Poisson(counts))
         >>> fit.params
-        tensor(3.)
+        tensor(3.0000)
 
     Source:
         T. A. Laurence and B. A. Chromy, "Efficient maximum likelihood estimator fitting of histograms", Nature Methods

@@ -10,7 +10,7 @@ _UNROLLED = 8
 
 
 def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, rounds: int) -> Tensor:
-    r"""A step p from low ≤ 0 ≤ high, at least as good as the projected gradient's, for
+    r"""A step p that is at least as good as one along the projected gradient.
 
     $$ \min_p\; q(p) = g^\top p + \tfrac12 p^\top M p \quad\text{subject to}\quad \text{low} \le p \le \text{high} $$
 
@@ -33,8 +33,8 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         p.
 
     Source:
-        L. F. Portugal, J. J. Júdice and L. N. Vicente, "A comparison of block pivoting and interior-point algorithms for
-        linear least squares problems with nonnegative variables", Mathematics of Computation 63, 1994.
+        L. F. Portugal, J. J. Júdice and L. N. Vicente, "A comparison of block pivoting and interior-point algorithms
+        for linear least squares problems with nonnegative variables", Mathematics of Computation 63, 1994.
     """
     size = gradient.shape[-1]
     step = torch.clamp(-gradient / (size * matrix.diagonal()), low, high)
