@@ -150,6 +150,10 @@ from boxopt.schedules import (
 )
 from boxopt.sets import Box
 from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
+from boxopt.solve.gauss_newton import gauss_newton
+from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squares
+from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
+from boxopt.solve.losses import Poisson
 from boxopt.solve.minimize import minimize
 from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
@@ -194,6 +198,8 @@ __all__ = [
     "InjectHyperparamsState",
     "LBFGSBState",
     "Layout",
+    "LeastSquaresResult",
+    "LevenbergMarquardtState",
     "LookaheadState",
     "MaskedNode",
     "MaskedState",
@@ -203,6 +209,7 @@ __all__ = [
     "Packed",
     "PackedState",
     "RecordState",
+    "Poisson",
     "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
@@ -265,6 +272,7 @@ __all__ = [
     "contrib",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "covariance",
     "diagnostics",
     "elementwise",
     "ema",
@@ -279,6 +287,7 @@ __all__ = [
     "freeze",
     "freeze_active",
     "fromage",
+    "gauss_newton",
     "gauss_newton_product",
     "hessian_diag",
     "history",
@@ -294,6 +303,8 @@ __all__ = [
     "lars",
     "lbfgs",
     "lbfgsb",
+    "least_squares",
+    "levenberg_marquardt",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",

@@ -1,0 +1,296 @@
+"""Nonlinear least squares in a box, for one problem or for a million."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.transform import GradientTransformation
+from boxopt.core.types import Scalar
+from boxopt.sets.box import Box
+from boxopt.solve.batching import is_each, map_bound, refuse_ambiguous, shared
+from boxopt.solve.driver import Limits, batch_of, checked, drive
+from boxopt.solve.flat import Flat
+from boxopt.solve.gauss_newton import check_options, evaluate, residual_vector
+from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
+from boxopt.solve.losses import Poisson, RobustLoss
+from boxopt.solve.result import Progress
+
+
+class LeastSquaresResult(NamedTuple):
+    """What `least_squares` found: one entry a problem, whose batch dimensions come first in every tensor.
+
+    Attributes:
+        params: The solution, a tree as the parameters given.
+        value: The loss there: half the sum of squares, unless another was asked for.
+        optimality: The largest cosine between the residuals and a column of their Jacobian, 0 for what a bound holds:
+            see `levenberg_marquardt`.
+        status: Codes of `boxopt.Status`, int8.
+        steps: How many evaluations of the residuals and their Jacobian were used, int64.
+        active: A tree as ``params``, int8: −1 at a lower bound, 1 at an upper, 0 between them.
+        degrees: How many residuals, of a weight above 0, there are more than parameters between bounds; int64.
+        state: The `LevenbergMarquardtState`, whose ``curvature`` is JᵀJ at the solution.
+    """
+
+    params: Any
+    value: Tensor
+    optimality: Tensor
+    status: Tensor
+    steps: Tensor
+    active: Any
+    degrees: Tensor
+    state: LevenbergMarquardtState
+
+
+def least_squares(
+    residual: Callable[..., Any],
+    params: Any,
+    bounds: Box | None = None,
+    *,
+    args: tuple[Any, ...] = (),
+    loss: str | RobustLoss | Poisson = "linear",
+    f_scale: Scalar = 1.0,
+    weights: Any = None,
+    jac: str | Callable[..., Any] | None = None,
+    batch_dims: int = 0,
+    tol: Any = None,
+    step_tol: Any = 0.0,
+    value_tol: Any = 0.0,
+    max_steps: Any = 200,
+    damping: Scalar = 1e-3,
+    callback: Callable[[Progress], Any] | None = None,
+    progress: bool = False,
+    compile: bool = False,
+    sync_every: int | None = None,
+    chunk_size: int | None = None,
+) -> LeastSquaresResult:
+    r"""Fit parameters in a box, by least squares, a robust loss, or the likelihood of Poisson counts.
+
+    $$ \min_{l \le x \le u}\; \tfrac12 \sum_i w_i\, C^2 \rho\big((r_i(x)/C)^2\big) $$
+
+    by `levenberg_marquardt`. With ``batch_dims=1`` the first dimension of every leaf of ``params`` and ``args`` counts
+    problems, and ``residual`` is still written for one; what the problems share, it closes over. Each problem has the
+    bounds, the damping and the end of its own, and gets the result of being solved alone.
+
+    Args:
+        residual: ``residual(params, *args)`` of one problem, a tensor or a tree of them: model minus data.
+        params: Where to start, a tree of tensors. What lies outside of the bounds is moved to them.
+        bounds: A box; none unless given. Bounds whose leading dimensions are the batch's are one for each problem.
+        args: Further arguments of ``residual``, trees of tensors.
+        loss: ρ: "linear" for squares; "huber", "soft_l1", "cauchy" or "arctan", as in `scipy.optimize.least_squares`; a
+            function ``z -> (ρ, ρ', ρ'')``; or `boxopt.Poisson` of the data.
+        f_scale: C, where a robust loss begins to take residuals for outliers, in their units. A number, or one for each
+            problem.
+        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual. As many as there are residuals,
+            or so many for each problem.
+        jac: "forward", as it is unless given, differentiates with respect to each parameter, "reverse" each residual;
+            or ``jac(params, *args)``, which returns what ``torch.func.jacfwd(residual)`` does.
+        batch_dims: How many leading dimensions of ``params`` and ``args`` count problems.
+        tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-8 in float64 and 1e-4 in float32 unless
+            given. Like the next three, a number or one for each problem.
+        step_tol: Stop after a step with ‖Δx‖∞ ≤ ``step_tol`` · max(1, ‖x‖∞); 0 never does.
+        value_tol: Stop after a step with |Δf| ≤ ``value_tol`` · max(1, |f|); 0 never does.
+        max_steps: How many evaluations a problem may take.
+        damping: λ at the start, a number or one for each problem; 1 for starts that are far off.
+        callback: As of `boxopt.minimize`.
+        progress: As of `boxopt.minimize`.
+        compile: As of `boxopt.minimize`.
+        sync_every: As of `boxopt.minimize`.
+        chunk_size: At most so many problems at once, which bounds the memory; all unless given.
+
+    Returns:
+        A `LeastSquaresResult`. `covariance` of it tells how well the parameters are determined.
+
+    Raises:
+        ValueError, TypeError: A name is none, or the parameters, the arguments and the bounds do not fit together.
+
+    Example:
+        Two decays, whose rate may not exceed 2:
+
+        >>> import torch, boxopt as bx
+        >>> t = torch.linspace(0.0, 2.0, 30)
+        >>> def residual(p, data):
+        ...     return p["height"] * torch.exp(-p["rate"] * t) - data
+        >>> data = torch.stack([3 * torch.exp(-1.5 * t), 3 * torch.exp(-2.5 * t)])
+        >>> start = {"height": torch.ones(2), "rate": torch.ones(2)}
+        >>> bounds = bx.Box(0.0, {"height": None, "rate": 2.0})
+        >>> fit = bx.least_squares(residual, start, bounds, args=(data,), batch_dims=1)
+        >>> fit.params
+        {'height': tensor([3.0000, 2.7112]), 'rate': tensor([1.5000, 2.0000])}
+        >>> fit.active["rate"]
+        tensor([0, 1], dtype=torch.int8)
+
+    Source:
+        `scipy.optimize.least_squares`, whose losses these are; for fits in batches Gpufit (A. Przybylski et al.,
+        Scientific Reports 7, 2017).
+    """
+    check_options(loss, jac)
+    tree.check_parameters(params)
+    params, args = tree.map(torch.detach, params), tree.map(tree.as_value, tuple(args))
+    batch = batch_of(params, batch_dims)
+    flat = Flat.of(params)._replace(shapes=tuple(leaf.shape[batch_dims:] for leaf in tree.leaves(params)))
+    solver = levenberg_marquardt(bounds, damping=damping)
+    refuse_ambiguous(solver, params, batch)
+    counts = loss.counts if isinstance(loss, Poisson) else None
+    data = _Data(_each(counts, batch, 1), _each(f_scale, batch, 0), _each(weights, batch, 1))
+    if tol is None:
+        tol = 1e-8 if flat.dtype == torch.float64 else 1e-4
+    problems = _Problems(params, (checked(args, batch), data), solver, Limits(tol, step_tol, value_tol, max_steps))
+    evaluation = _Evaluation(residual, None if isinstance(loss, Poisson) else loss, jac)
+    found = [
+        drive(
+            evaluation,
+            part.params,
+            part.solver,
+            args=part.args,
+            batch_dims=batch_dims,
+            **part.limits._asdict(),
+            callback=callback,
+            progress=progress,
+            compile=compile,
+            sync_every=sync_every,
+        )
+        for part in _portions(problems, batch, chunk_size)
+    ]
+    result = found[0] if len(found) == 1 else tree.map(lambda *parts: torch.cat(parts), found[0], *found[1:])
+    active = result.state.active
+    free = (active == 0).sum(-1)
+    degrees = _count(residual, params, problems.args, flat, batch) - free
+    return LeastSquaresResult(
+        result.params,
+        result.value,
+        result.optimality,
+        result.status,
+        result.steps,
+        _as_tree(active, flat, batch),
+        degrees,
+        result.state,
+    )
+
+
+def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tensor:
+    r"""The covariance of fitted parameters, those at a bound taken as known.
+
+    $$ s^2 (J^\top J)^{-1} \ \text{of the free parameters}, \qquad s^2 = 2 f / (m - n_\text{free}) $$
+
+    Args:
+        result: Of `least_squares`.
+        absolute_sigma: Whether the weights are 1/σ² of known σ, or the loss is `boxopt.Poisson`: then s² = 1.
+
+    Returns:
+        A matrix of all leaves as one vector, a problem each, (..., n, n), with zeros for what is at a bound; infinite
+        where the data do not determine the parameters.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> fit = bx.least_squares(lambda mean: mean - data, torch.tensor(0.0))
+        >>> bx.covariance(fit), data.var() / 4
+        (tensor([[0.4167]]), tensor(0.4167))
+
+    Source:
+        `scipy.optimize.curve_fit`.
+    """
+    curvature, free = result.state.curvature, result.state.active == 0
+    both = free[..., :, None] & free[..., None, :]
+    identity = torch.eye(free.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    factor, failed = torch.linalg.cholesky_ex(torch.where(both, curvature, identity))
+    unscaled = torch.where(failed[..., None, None] == 0, torch.cholesky_inverse(factor), torch.inf)
+    degrees = result.degrees.to(curvature.dtype)
+    known = torch.ones_like(degrees) if absolute_sigma else 2 * result.value.to(curvature.dtype) / degrees
+    variance = torch.where(degrees > 0, known, torch.inf) if not absolute_sigma else known
+    return torch.where(both, variance[..., None, None] * unscaled, 0.0)
+
+
+class _Data(NamedTuple):
+    """What a loss holds of tensors: one for each problem."""
+
+    counts: Any
+    f_scale: Any
+    weights: Any
+
+
+class _Problems(NamedTuple):
+    """All that may have an entry for each problem."""
+
+    params: Any
+    args: tuple[Any, _Data]
+    solver: GradientTransformation
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """`boxopt.solve.gauss_newton` as `boxopt.solve.driver.Evaluate`.
+
+    Attributes:
+        residual: As of `least_squares`.
+        loss: As of `least_squares`; None for that of counts.
+        jac: As of `least_squares`.
+    """
+
+    residual: Callable[..., Any]
+    loss: str | RobustLoss | None
+    jac: str | Callable[..., Any] | None
+
+    def __call__(self, params: Any, args: tuple[Any, ...], data: _Data) -> tuple[Any, dict[str, Tensor]]:
+        """The gradients, the loss and the curvature."""
+        loss = Poisson(data.counts) if self.loss is None else self.loss
+        return evaluate(params, args, self.residual, loss, data.f_scale, data.weights, self.jac)
+
+
+def _each(value: Any, batch: tuple[int, ...], dims: int) -> Any:
+    """A tensor with an entry for each problem, of at least so many dimensions; a number is for all as it is."""
+    value = tree.as_value(value)
+    if not isinstance(value, Tensor) or not batch:
+        return value
+    if value.ndim >= len(batch) + dims and is_each(value, batch):
+        return value
+    value = shared(value, batch)
+    return value.expand(*batch, *value.shape)
+
+
+def _portions(problems: _Problems, batch: tuple[int, ...], size: int | None) -> Iterator[_Problems]:
+    """The problems, at most ``size`` at once."""
+    if not batch or size is None or math.prod(batch) <= size:
+        yield problems
+        return
+    rows = max(1, size // math.prod(batch[1:]))
+
+    def cut(value: Any, start: int) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        own = is_each(value, batch)
+        return value[start : start + rows] if own else value.reshape((1,) * len(batch) + tuple(value.shape))
+
+    for start in range(0, batch[0], rows):
+        yield map_bound(partial(cut, start=start), problems)
+
+
+def _count(
+    residual: Callable[..., Any], params: Any, args: tuple[Any, _Data], flat: Flat, batch: tuple[int, ...]
+) -> Tensor | int:
+    """How many residuals there are of a weight above 0: of the first problem, which all are like."""
+
+    def first(value: Any) -> Any:
+        return value[(0,) * len(batch)] if isinstance(value, Tensor) else value
+
+    (others, data) = args
+    count = len(residual_vector(residual(*tree.map(first, (params, *others))), flat.dtype))
+    weights = data.weights
+    if isinstance(weights, Tensor) and weights.ndim > len(batch):
+        return (weights > 0).flatten(len(batch)).sum(-1).to(flat.device)
+    return count
+
+
+def _as_tree(vector: Tensor, flat: Flat, batch: tuple[int, ...]) -> Any:
+    """The tree of a vector in its own dtype, batch dimensions in front."""
+    parts = vector.split([math.prod(shape) for shape in flat.shapes], dim=-1)
+    return tree.map(lambda place: parts[place].reshape((*batch, *flat.shapes[place])), flat.places)
