@@ -142,6 +142,7 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.spg import SpgState, spg
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -211,6 +212,7 @@ __all__ = [
     "ScaleByStddevWithCountState",
     "ScaleByZoomLinesearchState",
     "SnapshotState",
+    "SpgState",
     "StochasticRoundingState",
     "TraceState",
     "ZeroNansState",
@@ -356,6 +358,7 @@ __all__ = [
     "skip_not_finite",
     "sm3",
     "snapshot",
+    "spg",
     "stateless",
     "stochastic_rounding",
     "tangent",

@@ -161,6 +161,8 @@ def told(transformation: bx.GradientTransformation, *asks: str) -> bx.GradientTr
 
 OVER_ALL = {"stacked": "its norms and products are over all that it is given"}
 
+SEARCH = OVER_ALL | {"derivative": "which trials a search accepts changes by jumps, and so do its steps"}
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -311,6 +313,7 @@ ENTRIES = [
     E_(("projected",), lambda h: bx.projected(bx.sgd(h.lr, momentum=0.5), h.box), lands="closed", quick=True),
     E_(("projected", "noisy"), lambda h: bx.projected(bx.adam(h.lr), h.box, deterministic=False), "closed", quick=True),
     E_(("frank_wolfe",), lambda h: bx.frank_wolfe(h.box), lands="closed", quick=True),
+    E_(("spg",), lambda h: told(bx.spg(h.box), "value"), "closed", quick=True, exempt=SEARCH),
     E_(
         ("frank_wolfe", "short step"),
         lambda h: bx.frank_wolfe(h.box, lipschitz=h.weight),
@@ -649,6 +652,7 @@ OTHERS = {
     "penalty": "test_penalty.py",
     "log_barrier": "test_barrier.py",
     "frank_wolfe_gap": "test_feasible_steps.py",
+    "SpgState": "a state",
     "ApplyIfFiniteState": "a state",
     "ConditionallyMaskState": "a state",
     "ConditionallyTransformState": "a state",

@@ -118,7 +118,7 @@ def solver_update(
 def finite(gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient and the value, zeros and inf where they are not finite numbers."""
     value = torch.as_tensor(value).to(dtype=gradient.dtype, device=gradient.device)
-    known = (gradient.abs().amax() if gradient.numel() else value).abs() + value.abs() < torch.inf
+    known = max_norm(gradient) + value.abs() < torch.inf
     return torch.where(known, gradient, torch.zeros_like(gradient)), torch.where(known, value, torch.inf)
 
 
@@ -138,7 +138,7 @@ def next_iterate(
     flat: Flat, constraint: ConstraintSet, old: Iterate, accept: Tensor, point: Tensor, gradient: Tensor, value: Tensor
 ) -> Iterate:
     """The iterate at ``point`` where ``accept`` holds, the old one elsewhere."""
-    optimality = projected_gradient(flat, constraint, point, gradient).abs().amax() if point.numel() else value * 0
+    optimality = max_norm(projected_gradient(flat, constraint, point, gradient))
     new = Iterate(point, gradient, value, optimality, old.accepted + 1)
     return tree.map(lambda one, other: torch.where(accept, one, other), new, old)
 
@@ -146,6 +146,28 @@ def next_iterate(
 def projected_gradient(flat: Flat, constraint: ConstraintSet, point: Tensor, gradient: Tensor) -> Tensor:
     """The gradient as far as the set lets a step along it go, x − P(x − g)."""
     return point - flat.project(constraint, point - gradient)
+
+
+def is_stuck(trial: Tensor, point: Tensor, fraction: Tensor) -> Tensor:
+    """Whether a search for a lower loss has come back to where it began: all steps longer than roundings are tried.
+
+    Args:
+        trial: The next trial.
+        point: Where the search began.
+        fraction: How much is left of the step that the search began with.
+    """
+    eps = torch.finfo(point.dtype).eps
+    return ((trial - point).abs() <= eps * point.abs()).all() | (fraction < 1e-4 * eps)
+
+
+def max_norm(x: Tensor) -> Tensor:
+    """‖x‖∞, 0 for a vector without entries."""
+    return x.abs().amax() if x.numel() else x.sum()
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """``x`` to divide by: the least normal number where it is smaller."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def zero_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
