@@ -142,6 +142,9 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.fista import FistaState, fista
+from boxopt.solve.interior_point import InteriorPointState, interior_point
+from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.spg import SpgState, spg
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
@@ -180,9 +183,11 @@ __all__ = [
     "EmptyState",
     "FactorState",
     "FactoredState",
+    "FistaState",
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
+    "InteriorPointState",
     "Layout",
     "LookaheadState",
     "MaskedNode",
@@ -192,6 +197,7 @@ __all__ = [
     "MultiStepsState",
     "Packed",
     "PackedState",
+    "ProjectedNewtonState",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
     "ScaleByAdanState",
@@ -257,6 +263,7 @@ __all__ = [
     "exponentiated_gradient",
     "finished",
     "fisher_diag",
+    "fista",
     "flatten",
     "frank_wolfe",
     "frank_wolfe_gap",
@@ -271,6 +278,7 @@ __all__ = [
     "identity",
     "incremental_update",
     "inject_hyperparams",
+    "interior_point",
     "is_feasible",
     "join_schedules",
     "lamb",
@@ -311,6 +319,7 @@ __all__ = [
     "polynomial_schedule",
     "project",
     "projected",
+    "projected_newton",
     "prox",
     "radam",
     "rademacher_like",

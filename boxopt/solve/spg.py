@@ -19,6 +19,7 @@ from boxopt.solve.solver import (
     max_norm,
     next_iterate,
     nonzero,
+    shorter,
     zero_like,
 )
 
@@ -30,8 +31,8 @@ class SpgState(NamedTuple):
     """The state of `spg`.
 
     Attributes:
-        iterate: The best point accepted.
-        current: The last point accepted, whose loss may be larger.
+        iterate: The last point accepted, whose loss may be larger than before.
+        best: The best point accepted.
         trial: Where the loss is wanted next, a vector.
         direction: P(x − αg) − x at the last point accepted, a vector.
         fraction: How much of the direction the trial goes, a scalar.
@@ -40,7 +41,7 @@ class SpgState(NamedTuple):
     """
 
     iterate: Iterate
-    current: Iterate
+    best: Iterate
     trial: Tensor
     direction: Tensor
     fraction: Tensor
@@ -59,7 +60,7 @@ def spg(constraint: ConstraintSet, *, memory: int = 10) -> GradientTransformatio
     $$ f(x + \lambda d) \le \max_{\text{last } M} f + 10^{-4} \lambda\, g \cdot d, $$
 
     and otherwise λ shrinks, to the minimum of the parabola through what is known or by half. All trials are in the set,
-    one is evaluated in each update. ``state.iterate`` is the best point so far, not the last.
+    one is evaluated in each update. ``state.best`` is the best point so far.
 
     It takes O(n) numbers, and between two gradients only a projection. For boxes `lbfgsb` needs fewer evaluations.
 
@@ -105,7 +106,7 @@ def _spg_start(flat: Flat, constraint: ConstraintSet, point: Tensor, *, memory: 
 def _spg_advance(
     flat: Flat, constraint: ConstraintSet, state: SpgState, gradient: Tensor, value: Tensor, *, memory: int
 ) -> SpgState:
-    old = state.current
+    old = state.iterate
     is_first = old.accepted == 0
     slope = (old.gradient * state.direction).sum()
     worst = state.recent.amax()
@@ -117,12 +118,12 @@ def _spg_advance(
     step_size = _spectral_step(current, old, is_first)
     onwards = flat.project(constraint, current.params - step_size * current.gradient)
     direction = torch.where(accept, onwards - current.params, state.direction)
-    fraction = torch.where(accept, 1.0, _shorter(state.fraction, slope, value - old.value))
+    fraction = torch.where(accept, 1.0, shorter(state.fraction, state.fraction * slope, value - old.value))
     between = flat.project(constraint, current.params + fraction * direction)
     trial = torch.where(accept, onwards, between)
     return SpgState(
-        _better(state.iterate, current, accept),
         current,
+        _better(state.best, current, accept),
         trial,
         direction,
         fraction,
@@ -139,15 +140,6 @@ def _spectral_step(new: Iterate, old: Iterate, is_first: Tensor) -> Tensor:
     known = (curvature > 0) & ~is_first
     step = torch.where(known, square / torch.where(known, curvature, 1.0), without)
     return step.clamp(_SHORTEST, _LONGEST)
-
-
-def _shorter(fraction: Tensor, slope: Tensor, rise: Tensor) -> Tensor:
-    """The minimum of the parabola with this slope at 0 and this rise at ``fraction``; half if it is not between."""
-    excess = rise - fraction * slope
-    sensible = (excess > 0) & (excess < torch.inf)
-    lowest = -0.5 * fraction * fraction * slope / torch.where(sensible, excess, 1.0)
-    within = sensible & (lowest >= 0.1 * fraction) & (lowest <= 0.9 * fraction)
-    return torch.where(within, lowest, torch.where(rise < torch.inf, 0.5, 0.1) * fraction)
 
 
 def _better(best: Iterate, current: Iterate, accept: Tensor) -> Iterate:
