@@ -144,7 +144,9 @@ from boxopt.schedules import (
 from boxopt.sets import Box
 from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.interior_point import InteriorPointState, interior_point
+from boxopt.solve.minimize import minimize
 from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
+from boxopt.solve.result import Result, Status
 from boxopt.solve.spg import SpgState, spg
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
@@ -198,6 +200,7 @@ __all__ = [
     "Packed",
     "PackedState",
     "ProjectedNewtonState",
+    "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
     "ScaleByAdanState",
@@ -219,6 +222,7 @@ __all__ = [
     "ScaleByZoomLinesearchState",
     "SnapshotState",
     "SpgState",
+    "Status",
     "StochasticRoundingState",
     "TraceState",
     "ZeroNansState",
@@ -292,6 +296,7 @@ __all__ = [
     "masked",
     "master_weights",
     "microbatch",
+    "minimize",
     "mirror",
     "monitor",
     "multi_steps",

@@ -17,14 +17,14 @@ class Flat(NamedTuple):
     """How the leaves of a tree lie in one vector: in order, in the widest of their dtypes, float32 at least.
 
     Attributes:
-        structure: The structure of the tree.
+        places: The tree with the number of each leaf in its place; unlike a structure it can be traced.
         shapes: The shape of each leaf.
         dtypes: The dtype of each leaf.
         dtype: The dtype of the vector.
         device: The device of the vector, that of the first leaf.
     """
 
-    structure: Any
+    places: Any
     shapes: tuple[torch.Size, ...]
     dtypes: tuple[torch.dtype, ...]
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class Flat(NamedTuple):
         leaves, structure = tree.flatten(params)
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
         shapes, dtypes = tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves)
-        return cls(structure, shapes, dtypes, dtype, tree.device_of(params))
+        return cls(tree.unflatten(structure, range(len(leaves))), shapes, dtypes, dtype, tree.device_of(params))
 
     def ravel(self, params: Any) -> Tensor:
         """The vector of a tree."""
@@ -49,10 +49,7 @@ class Flat(NamedTuple):
     def unravel(self, vector: Tensor) -> Any:
         """The tree of a vector, each leaf in its own dtype."""
         parts = vector.split([math.prod(shape) for shape in self.shapes])
-        leaves = [
-            part.reshape(shape).to(dtype) for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
-        ]
-        return tree.unflatten(self.structure, leaves)
+        return tree.map(lambda place: parts[place].reshape(self.shapes[place]).to(self.dtypes[place]), self.places)
 
     def bounds(self, box: Box) -> tuple[Tensor, Tensor]:
         """The bounds of a box as two vectors, infinite where there is none, rounded into each leaf's dtype."""

@@ -62,3 +62,22 @@ class Result(NamedTuple):
     steps: Tensor
     state: Any
     aux: Any = None
+
+
+class Progress(NamedTuple):
+    """What a callback is told.
+
+    Attributes:
+        steps: How many evaluations a problem that still runs has used, a scalar tensor.
+        running: How many problems still run.
+        problems: How many there are.
+        value: The loss of those that take part, a tensor; a problem that has stopped takes part until the batch is made
+            smaller.
+        optimality: ‖P(x − g) − x‖∞ of the same.
+    """
+
+    steps: Tensor
+    running: int
+    problems: int
+    value: Tensor
+    optimality: Tensor

@@ -47,7 +47,10 @@ class Iterate(NamedTuple):
 
 
 class SolverState(Protocol):
-    """What the state of every solver holds, a ``NamedTuple`` with these fields among others."""
+    """What the state of every solver holds, a ``NamedTuple`` with these fields among others.
+
+    A solver that accepts points which are worse than those before also has ``best``, the `Iterate` of the least loss.
+    """
 
     @property
     def iterate(self) -> Iterate:
@@ -104,7 +107,7 @@ def solver_init(params: Any, *, constraint: ConstraintSet, start: Start, options
     """The state before the first evaluation, whose trial is the projection of the parameters."""
     constraint.check(params)
     flat = Flat.of(params)
-    return start(flat, constraint, flat.project(constraint, flat.ravel(params)), **options)
+    return _representable(flat, start(flat, constraint, flat.project(constraint, flat.ravel(params)), **options))
 
 
 def solver_update(
@@ -122,8 +125,8 @@ def solver_update(
     flat = Flat.of(params)
     gradient, point = flat.ravel(updates), flat.ravel(params)
     new = advance(flat, constraint, state, *finite(gradient, value), **options)
-    arrived = is_near(point, state.trial)
-    new = tree.map(lambda one, other: torch.where(arrived, one, other), new, state)
+    arrived = is_near(flat, point, state.trial)
+    new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
     return constraint.land(params, flat.unravel(new.trial), strictly=strictly), new
 
 
@@ -145,7 +148,7 @@ def second_order_update(
         tree.map(torch.detach, updates),
         tree.map(torch.detach, state),
         params,
-        value=value,
+        value=value.detach(),
         constraint=constraint,
         advance=advance,
         strictly=strictly,
@@ -160,9 +163,16 @@ def finite(gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(known, gradient, torch.zeros_like(gradient)), torch.where(known, value, torch.inf)
 
 
-def is_near(point: Tensor, trial: Tensor) -> Tensor:
+def _representable(flat: Flat, state: Any) -> Any:
+    """The state whose trial is what the loss will be asked at: rounded to the dtypes of the leaves."""
+    if all(dtype == flat.dtype for dtype in flat.dtypes):
+        return state
+    return state._replace(trial=flat.ravel(flat.unravel(state.trial)))
+
+
+def is_near(flat: Flat, point: Tensor, trial: Tensor) -> Tensor:
     """Whether a sum ``params + updates`` that was to reach the trial did, up to its roundings."""
-    reach = 4 * torch.finfo(trial.dtype).eps
+    reach = 4 * max((torch.finfo(dtype).eps for dtype in flat.dtypes), default=0.0)
     return ((point - trial).abs() <= reach * (1 + trial.abs())).all()
 
 
