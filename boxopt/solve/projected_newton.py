@@ -11,7 +11,7 @@ from torch import Tensor
 from boxopt.core.transform import GradientTransformation
 from boxopt.sets.box import Box
 from boxopt.solve.flat import Flat
-from boxopt.solve.newton import hessian, hessian_product, newton_direction, shortened, truncated_cg
+from boxopt.solve.newton import Product, hessian, hessian_product, newton_direction, shortened, truncated_cg
 from boxopt.solve.solver import (
     Iterate,
     first_iterate,
@@ -19,6 +19,7 @@ from boxopt.solve.solver import (
     make_solver,
     max_norm,
     next_iterate,
+    nonzero,
     shorter,
     zero_like,
 )
@@ -54,7 +55,7 @@ def projected_newton(constraint: Box, *, cg_steps: int | None = None) -> Gradien
 
     $$ x(\lambda) = P_C(x + \lambda d), \qquad d_F = -H_{FF}^{-1} g_F $$
 
-    F are the free coordinates; those within ε of a bound that the gradient pushes against go to it. ε falls with the
+    F are the free coordinates; those within ε of a bound, and within a gradient step, go to it. ε falls with the
     projected gradient, so that near the solution the right ones are held, and convergence is quadratic. λ is halved, or
     less, until the loss falls by 10⁻⁴ of what the slope promises; one trial is evaluated in each update. Where H is
     indefinite, the absolute values of its eigenvalues take their place. The length of d is limited to a multiple of the
@@ -132,8 +133,9 @@ def _newton_advance(
     length = torch.linalg.vector_norm(step)
     grown = torch.where(state.fraction == 1, torch.maximum(state.radius, 4 * length), 2 * length)
     radius = torch.where(accept & (old.accepted > 0), grown, state.radius)
-    held, bound = _held(*flat.bounds(constraint), new)
-    direction = _direction(flat, value_fn, new, held, radius, cg_steps)
+    product, matrix = _second_derivatives(flat, value_fn, new, cg_steps)
+    held, bound = _held(*flat.bounds(constraint), new, product)
+    direction = _direction(torch.where(held, 0.0, new.gradient).detach(), product, matrix, held, radius, cg_steps)
     direction = torch.where(held, bound - new.params, direction)
 
     direction = torch.where(accept, direction, state.direction)
@@ -150,24 +152,44 @@ def _newton_advance(
     )
 
 
-def _held(lower: Tensor, upper: Tensor, iterate: Iterate) -> tuple[Tensor, Tensor]:
-    """Which coordinates are near to a bound that the gradient pushes against, and that bound."""
+def _second_derivatives(
+    flat: Flat, value_fn: Callable[[Any], Tensor], iterate: Iterate, cg_steps: int | None
+) -> tuple[Product, Tensor | None]:
+    """The product with the Hessian, and the Hessian if it is wanted whole."""
+    if cg_steps is not None or not iterate.params.numel():
+        return hessian_product(flat, value_fn, iterate.params), None
+    matrix = hessian(flat, value_fn, iterate.params)
+    return lambda vector: matrix @ vector, matrix
+
+
+def _held(lower: Tensor, upper: Tensor, iterate: Iterate, product: Product) -> tuple[Tensor, Tensor]:
+    """Which coordinates are near to a bound that the gradient pushes against, and that bound.
+
+    What is not yet at it must also reach it by a step along −g to where the loss is least.
+    """
     x, gradient = iterate.params, iterate.gradient
     bound = torch.where(gradient > 0, lower, upper)
+    way = (x - bound).abs()
+    moving = torch.where(way > 0, gradient, 0.0).detach()
+    square, curvature = (moving * moving).sum(), (moving * product(moving)).sum()
+    length = torch.where(curvature > 0, square / nonzero(curvature), torch.inf)
     near = torch.minimum(iterate.optimality, _NEAR * bound.abs().clamp_min(1))
-    return ((x - bound).abs() <= near) & (gradient != 0), bound
+    reached = way <= torch.minimum(near, length * gradient.abs())
+    return reached & (gradient != 0), bound
 
 
 def _direction(
-    flat: Flat, value_fn: Callable[[Any], Tensor], iterate: Iterate, held: Tensor, radius: Tensor, cg_steps: int | None
+    gradient: Tensor,
+    product: Product,
+    matrix: Tensor | None,
+    held: Tensor,
+    radius: Tensor,
+    cg_steps: int | None,
 ) -> Tensor:
     """Newton's step in the free coordinates, zero in the others."""
-    gradient = torch.where(held, 0.0, iterate.gradient).detach()
-    if not gradient.numel():
-        return gradient
     if cg_steps is not None:
-        product = hessian_product(flat, value_fn, iterate.params)
         return truncated_cg(lambda v: torch.where(held, 0.0, product(v)), gradient, radius.detach(), cg_steps)
-    matrix = hessian(flat, value_fn, iterate.params)
+    if matrix is None:
+        return gradient
     among_free = torch.where(held[:, None] | held, 0.0, matrix) + torch.diag(held.to(matrix.dtype))
     return shortened(newton_direction(gradient, among_free), radius)
