@@ -154,8 +154,12 @@ from boxopt.solve.gauss_newton import gauss_newton
 from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squares
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
 from boxopt.solve.losses import Poisson
+from boxopt.solve.fista import FistaState, fista
+from boxopt.solve.interior_point import InteriorPointState, interior_point
 from boxopt.solve.minimize import minimize
+from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.result import Result, Status
+from boxopt.solve.spg import SpgState, spg
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -193,10 +197,12 @@ __all__ = [
     "EmptyState",
     "FactorState",
     "FactoredState",
+    "FistaState",
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
     "LBFGSBState",
+    "InteriorPointState",
     "Layout",
     "LeastSquaresResult",
     "LevenbergMarquardtState",
@@ -210,6 +216,7 @@ __all__ = [
     "PackedState",
     "RecordState",
     "Poisson",
+    "ProjectedNewtonState",
     "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
@@ -231,6 +238,7 @@ __all__ = [
     "ScaleByStddevWithCountState",
     "ScaleByZoomLinesearchState",
     "SnapshotState",
+    "SpgState",
     "Status",
     "StochasticRoundingState",
     "TorchOptimizer",
@@ -281,6 +289,7 @@ __all__ = [
     "exponentiated_gradient",
     "finished",
     "fisher_diag",
+    "fista",
     "flatten",
     "frank_wolfe",
     "frank_wolfe_gap",
@@ -297,6 +306,7 @@ __all__ = [
     "identity",
     "incremental_update",
     "inject_hyperparams",
+    "interior_point",
     "is_feasible",
     "join_schedules",
     "lamb",
@@ -342,6 +352,7 @@ __all__ = [
     "polynomial_schedule",
     "project",
     "projected",
+    "projected_newton",
     "prox",
     "radam",
     "rademacher_like",
@@ -395,6 +406,7 @@ __all__ = [
     "stack",
     "state_from_dict",
     "state_to_dict",
+    "spg",
     "stateless",
     "stochastic_rounding",
     "take_members",

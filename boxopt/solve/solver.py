@@ -76,18 +76,29 @@ Advance = Callable[..., Any]
 comes as an infinite value and a zero gradient: a trial to be rejected."""
 
 
-def make_solver(start: Start, advance: Advance, constraint: ConstraintSet, **options: Any) -> GradientTransformation:
+def make_solver(
+    start: Start,
+    advance: Advance,
+    constraint: ConstraintSet,
+    *,
+    takes_value_fn: bool = False,
+    strictly: bool = False,
+    **options: Any,
+) -> GradientTransformation:
     """The transformation of a method written in vectors.
 
     Args:
         start: As `Start`, a module-level function.
         advance: As `Advance`, a module-level function.
         constraint: The set.
+        takes_value_fn: Whether ``update`` takes ``value_fn=`` too, and passes it on to ``advance``.
+        strictly: Whether trials are in the interior of the set.
         **options: Further keyword arguments of both functions.
     """
+    update = second_order_update if takes_value_fn else solver_update
     return GradientTransformation(
         bind(solver_init, constraint=constraint, start=start, options=options),
-        bind(solver_update, constraint=constraint, advance=advance, options=options),
+        bind(update, constraint=constraint, advance=advance, strictly=strictly, options=options),
         finished,
     )
 
@@ -107,6 +118,7 @@ def solver_update(
     value: Tensor,
     constraint: ConstraintSet,
     advance: Advance,
+    strictly: bool,
     options: dict[str, Any],
 ) -> tuple[P, Any]:
     """Advance by what was found at the trial; at any other point, as an infeasible start is, only move to the trial."""
@@ -115,13 +127,39 @@ def solver_update(
     new = advance(flat, constraint, state, *finite(gradient, value), **options)
     arrived = is_near(flat, point, state.trial)
     new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
-    return constraint.land(params, flat.unravel(new.trial)), new
+    return constraint.land(params, flat.unravel(new.trial), strictly=strictly), new
+
+
+def second_order_update(
+    updates: P,
+    state: Any,
+    params: P,
+    *,
+    value: Tensor,
+    value_fn: Callable[[P], Tensor],
+    constraint: ConstraintSet,
+    advance: Advance,
+    strictly: bool,
+    options: dict[str, Any],
+) -> tuple[P, Any]:
+    """`solver_update` for a method that differentiates the loss itself, and is a constant to further derivatives."""
+    options = options | {"value_fn": value_fn}
+    return solver_update(
+        tree.map(torch.detach, updates),
+        tree.map(torch.detach, state),
+        params,
+        value=value.detach(),
+        constraint=constraint,
+        advance=advance,
+        strictly=strictly,
+        options=options,
+    )
 
 
 def finite(gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient and the value, zeros and inf where they are not finite numbers."""
     value = torch.as_tensor(value).to(dtype=gradient.dtype, device=gradient.device)
-    known = (gradient.abs().amax() if gradient.numel() else value).abs() + value.abs() < torch.inf
+    known = max_norm(gradient) + value.abs() < torch.inf
     return torch.where(known, gradient, torch.zeros_like(gradient)), torch.where(known, value, torch.inf)
 
 
@@ -148,7 +186,7 @@ def next_iterate(
     flat: Flat, constraint: ConstraintSet, old: Iterate, accept: Tensor, point: Tensor, gradient: Tensor, value: Tensor
 ) -> Iterate:
     """The iterate at ``point`` where ``accept`` holds, the old one elsewhere."""
-    optimality = projected_gradient(flat, constraint, point, gradient).abs().amax() if point.numel() else value * 0
+    optimality = max_norm(projected_gradient(flat, constraint, point, gradient))
     new = Iterate(point, gradient, value, optimality, old.accepted + 1)
     return tree.map(lambda one, other: torch.where(accept, one, other), new, old)
 
@@ -156,6 +194,43 @@ def next_iterate(
 def projected_gradient(flat: Flat, constraint: ConstraintSet, point: Tensor, gradient: Tensor) -> Tensor:
     """The gradient as far as the set lets a step along it go, x − P(x − g)."""
     return point - flat.project(constraint, point - gradient)
+
+
+def is_stuck(trial: Tensor, point: Tensor, fraction: Tensor) -> Tensor:
+    """Whether a search for a lower loss has come back to where it began: all steps longer than roundings are tried.
+
+    Args:
+        trial: The next trial.
+        point: Where the search began.
+        fraction: How much is left of the step that the search began with.
+    """
+    eps = torch.finfo(point.dtype).eps
+    return ((trial - point).abs() <= eps * point.abs()).all() | (fraction < 1e-4 * eps)
+
+
+def shorter(fraction: Tensor, promised: Tensor, rise: Tensor) -> Tensor:
+    """What to try after a fraction of a step that failed: where a parabola is least, or half, or a tenth of it.
+
+    Args:
+        fraction: The fraction tried.
+        promised: How much the loss would have risen if it were linear, a negative number.
+        rise: How much it rose. The parabola has this rise, and at 0 the slope ``promised / fraction``.
+    """
+    excess = rise - promised
+    sensible = (excess > 0) & (excess < torch.inf)
+    lowest = -0.5 * promised / torch.where(sensible, excess, 1.0)
+    within = sensible & (lowest >= 0.1) & (lowest <= 0.9)
+    return torch.where(within, lowest, torch.where(rise < torch.inf, 0.5, 0.1)) * fraction
+
+
+def max_norm(x: Tensor) -> Tensor:
+    """‖x‖∞, 0 for a vector without entries."""
+    return x.abs().amax() if x.numel() else x.sum()
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """``x`` to divide by: the least normal number where it is smaller."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def zero_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
