@@ -149,13 +149,13 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
-from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
+from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.gauss_newton import gauss_newton
+from boxopt.solve.interior_point import InteriorPointState, interior_point
+from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squares
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
 from boxopt.solve.losses import Poisson
-from boxopt.solve.fista import FistaState, fista
-from boxopt.solve.interior_point import InteriorPointState, interior_point
 from boxopt.solve.minimize import minimize
 from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.result import Result, Status
@@ -201,8 +201,8 @@ __all__ = [
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
-    "LBFGSBState",
     "InteriorPointState",
+    "LBFGSBState",
     "Layout",
     "LeastSquaresResult",
     "LevenbergMarquardtState",
@@ -214,9 +214,9 @@ __all__ = [
     "MultiStepsState",
     "Packed",
     "PackedState",
-    "RecordState",
     "Poisson",
     "ProjectedNewtonState",
+    "RecordState",
     "Result",
     "ScaleByAdaDeltaState",
     "ScaleByAdamState",
@@ -403,10 +403,10 @@ __all__ = [
     "skip_not_finite",
     "sm3",
     "snapshot",
+    "spg",
     "stack",
     "state_from_dict",
     "state_to_dict",
-    "spg",
     "stateless",
     "stochastic_rounding",
     "take_members",

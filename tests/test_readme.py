@@ -2,20 +2,16 @@
 
 import re
 import sys
-import tempfile
 import types
 from pathlib import Path
 
-import pytest
 import torch
 
 import boxopt as bx
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 SETS = (ROOT / "docs" / "sets.md").read_text()
-CHECKPOINTS = (ROOT / "docs" / "checkpoints.md").read_text()
 
 
 def run_as_module(code, name):
@@ -39,21 +35,6 @@ def test_code_blocks_run_as_written(capsys):
     torch.testing.assert_close(first, torch.tensor([0.0, 0.3, 1.0]), atol=0.01, rtol=0)
 
 
-def test_the_fast_path_runs_as_written():
-    (block,) = re.findall(r"```python\n(.*?)```", PERFORMANCE, flags=re.DOTALL)
-    namespace = run_as_module(block, "performance")
-    assert set(namespace["weights"]) == {"weight", "bias"}
-
-
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("page", [SETS, CHECKPOINTS], ids=["sets", "checkpoints"])
-def test_pages_print_what_they_say(page, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
-    run_as_module(code, "page")
-    assert capsys.readouterr().out.splitlines() == re.findall(r"^ *print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
-
-
 def test_the_page_on_sets_has_them_all():
     table = SETS.split("## Why")[0]
     for name in set(bx.sets.__all__) - {"ConstraintSet", "from_torch"}:
@@ -61,9 +42,9 @@ def test_the_page_on_sets_has_them_all():
 
 
 def test_names_in_code_exist():
-    for name in re.findall(r"bx\.sets\.([A-Za-z_]\w*)", README + SETS):
+    for name in re.findall(r"bx\.sets\.([A-Za-z_]\w*)", README):
         assert hasattr(bx.sets, name), name
-    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README + PERFORMANCE + SETS + CHECKPOINTS)):
+    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README)):
         assert hasattr(bx, name), name
     for name in re.findall(r"`([a-z_]+)\(", README):
         assert hasattr(bx, name) or name in {"init", "update", "compile", "grad"}, name
