@@ -50,7 +50,7 @@ def trajectory(
     """The path of two parameters, over the walls of a box and the contours of a loss.
 
     Args:
-        points: The points in their order, ``[steps, 2]``, or a record with ``params``.
+        points: The points in their order, ``[steps, 2]``, or a record with ``params``; those not finite are left out.
         box: The box whose walls to draw, on parameters of shape ``[2]``.
         objective: The loss, from a tensor of shape ``[2]`` to a scalar, for contours.
         ax: Where to draw; a new figure unless given.
@@ -73,6 +73,7 @@ def trajectory(
     path = _numbers(points["params"] if isinstance(points, Mapping) else points)
     if path.ndim != 2 or path.shape[1] != 2:
         raise ValueError(f"a trajectory is drawn of two parameters, expected points [steps, 2], got {list(path.shape)}")
+    path = path[np.isfinite(path).all(1)]
     ax = _axes(ax, size=(5.0, 4.5))
     low, high = _walls(box, torch.zeros(2))
     corners = np.stack([path, *(np.broadcast_to(np.where(np.isfinite(b), b, path), path.shape) for b in (low, high))])

@@ -120,3 +120,16 @@ def test_population(tmp_path, capsys):
     assert line[-1] == replaced.losses[-1].argmin()
     for row, place in enumerate(line[1:], 1):  # each is its ancestor's copy, or the ancestor itself
         assert replaced.parents[row - 1][place] == line[row - 1]
+
+
+def test_six_ways(tmp_path):
+    runs = {run.name.split("(")[0]: run for run in load("six_ways").main(["--output", str(tmp_path)])}
+    assert (tmp_path / "six_ways.png").stat().st_size > 20_000
+    for name in ("project", "barrier"):
+        assert runs[name].written["violation"].max() == 0
+    assert (runs["project"].end - torch.tensor([0.4, 1.0])).abs().max() < 1e-5
+    # 1/weight of the gradient at the wall, in gradient space and in step space alike
+    for name in ("add_penalty", "penalize"):
+        assert runs[name].end[1] - 1 == pytest.approx(0.6 / 11, rel=1e-3)
+    slack = 1 - runs["barrier"].end[1]
+    assert 0.02 / slack - 0.02 / (1 - slack) == pytest.approx(0.6 + slack, rel=1e-2)

@@ -618,3 +618,25 @@ def test_group_lasso_with_adam_against_cvxpy():
     params = descend(tx, loss, torch.zeros(4, 2, dtype=DOUBLE), 600)
     np.testing.assert_allclose(params.flatten().numpy(), x.value, atol=1e-4)
     assert ((params == 0).all(-1).numpy() == (np.abs(x.value.reshape(4, 2)).max(-1) < 1e-6)).all()
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9, torch.tensor(0.9, dtype=torch.float64)])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("kind", ["prox", "penalize", "barrier"])
+def test_momentum_does_not_weaken_what_follows_it(momentum, nesterov, kind):
+    """A sum of gradients is 1/(1 − β) times as long as one of them; weights mean the same all the same."""
+    target, box = torch.tensor([3.0, 0.2, -1.5], dtype=torch.float64), bx.Box(-1.0, 1.0)
+    tail, value = {
+        "prox": (bx.prox(bx.L1(0.5)), lambda x: 0.5 * x.abs().sum()),
+        "penalize": (bx.penalize(box, 2.0), lambda x: 2 * bx.penalty(box, x)),
+        "barrier": (bx.barrier(box, 0.1), lambda x: 0.1 * bx.log_barrier(box, x, relax=0.0)),
+    }[kind]
+    tx = bx.chain(bx.sgd(0.05, momentum=momentum, nesterov=nesterov), tail)
+    x = torch.zeros(3, dtype=torch.float64)
+    state = tx.init(x)
+    for _ in range(400):
+        updates, state = tx.update(x - target, state, x)
+        x = bx.apply_updates(x, updates)
+    slope = grad(lambda x: ((x - target) ** 2).sum() / 2 + value(x))(x)
+    fixed = torch.where(x == 0, slope.abs() <= 0.5, slope.abs() < 1e-6)
+    assert fixed.all(), (x, slope)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
-from boxopt.scale.moments import bias_correction, map_wide, update_moment, zeros_like
+from boxopt.scale.moments import bias_correction, map_wide, multiply_step_size, update_moment, zeros_like
 
 
 class TraceState(NamedTuple):
@@ -24,10 +25,11 @@ def trace(decay: Scalar, nesterov: bool = False) -> GradientTransformation:
 
     $$ m \leftarrow g + \beta m, \qquad u = m \ \text{ or, with Nesterov, } \ g + \beta m $$
 
-    The step size is unchanged: momentum is a search direction.
+    A gradient that stays the same adds up to g/(1 − β), and so the step size is multiplied by 1/(1 − β): otherwise a
+    penalty, a barrier or a regularizer that follows would count 1 − β times as much as its weight says.
 
     Args:
-        decay: β.
+        decay: β. The step size of a sum without decay, β ≥ 1, has no limit, and is left as it is.
         nesterov: Look ahead by one step.
 
     Returns:
@@ -44,7 +46,9 @@ def trace(decay: Scalar, nesterov: bool = False) -> GradientTransformation:
         B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; Y. Nesterov, 1983;
         `optax.trace`, and the momentum of `torch.optim.SGD` without dampening.
     """
-    return GradientTransformation(_trace_init, bind(_trace_update, decay=decay, nesterov=nesterov))
+    return GradientTransformation(
+        _trace_init, bind(_trace_update, decay=decay, nesterov=nesterov), bind(_trace_step_size, decay=decay)
+    )
 
 
 def _trace_init(params: Any) -> TraceState:
@@ -59,6 +63,13 @@ def _trace_update(updates: P, state: TraceState, params: P, *, decay: Scalar, ne
 
     new = map_wide(accumulate, state.trace, updates)
     return map_wide(accumulate, new, updates) if nesterov else new, TraceState(new)
+
+
+def _trace_step_size(state: TraceState, step_size: Any, *, decay: Scalar) -> Any:
+    if not isinstance(decay, Tensor):
+        return multiply_step_size(1 / (1 - decay) if decay < 1 else 1.0, step_size)
+    converges = decay < 1
+    return multiply_step_size(torch.where(converges, 1 / torch.where(converges, 1 - decay, 1.0), 1.0), step_size)
 
 
 class EmaState(NamedTuple):
