@@ -130,6 +130,6 @@ def test_six_ways(tmp_path):
     assert (runs["project"].end - torch.tensor([0.4, 1.0])).abs().max() < 1e-5
     # 1/weight of the gradient at the wall, in gradient space and in step space alike
     for name in ("add_penalty", "penalize"):
-        assert runs[name].end[1] - 1 == pytest.approx(0.6 / 11, rel=1e-3)
+        assert float(runs[name].end[1] - 1) == pytest.approx(0.6 / 11, rel=1e-3)
     slack = 1 - runs["barrier"].end[1]
-    assert 0.02 / slack - 0.02 / (1 - slack) == pytest.approx(0.6 + slack, rel=1e-2)
+    assert float(0.02 / slack - 0.02 / (1 - slack)) == pytest.approx(float(0.6 + slack), rel=1e-2)
