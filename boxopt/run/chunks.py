@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.donation import consume, refuse_consumed
-from boxopt.run.ensemble import count_members
+from boxopt.run.ensemble import count_members, take_members
 from boxopt.run.memory import Memory, SharedMemoryError, materialized
 
 
@@ -90,30 +90,33 @@ class _Chunked:
         dims = (self.in_dims,) * len(args) if isinstance(self.in_dims, int) else self.in_dims
         if len(dims) != len(args) or any(number >= len(args) or dims[number] is None for number in self.donated):
             raise ValueError(f"{len(args)} arguments do not fit in_dims={dims} and donate_argnums={self.donated}")
-        batched = [number for number, dim in enumerate(dims) if dim == 0]
-        members = count_members(tuple(args[number] for number in batched))
-        for path, leaf in zip(tree.paths(args), tree.leaves(args), strict=True):
-            refuse_consumed(leaf, f"argument {path}")
-        own = {number: tree.map(materialized, args[number]) for number in self.donated}
-        self._refuse_shared(own, args)
-        whole = [own.get(number, argument) for number, argument in enumerate(args)]
-        shared = {number: self._moved(whole[number]) for number in range(len(args)) if number not in batched}
+        members = count_members(tuple(argument for argument, dim in zip(args, dims, strict=True) if dim == 0))
+        for number, argument in enumerate(args):
+            for leaf in tree.leaves(argument):
+                refuse_consumed(leaf, f"a leaf of argument {number}")
+        whole = [tree.map(materialized, x) if number in self.donated else x for number, x in enumerate(args)]
+        self._refuse_shared(whole)
+        for number, dim in enumerate(dims):
+            if dim is None:
+                whole[number] = self._moved(whole[number])
+
         rest, alone = None, False
         for start in range(0, members, self.chunk_size):
             span = slice(start, min(start + self.chunk_size, members))
-            chunk = [tree.map(lambda x, span=span: x[span], x) if n in batched else x for n, x in enumerate(whole)]
-            outputs = self.step(*(shared[n] if n in shared else self._moved(x) for n, x in enumerate(chunk)))
+            chunk = [x if dim is None else take_members(x, span) for x, dim in zip(whole, dims, strict=True)]
+            outputs = self.step(*map(self._moved, chunk))
             alone = type(outputs) is not tuple
             results = (outputs,) if alone else outputs
             self._overwrite(chunk, results)
-            further = results[len(self.donated) :]
+            others = results[len(self.donated) :]
             if rest is None:
-                rest = tree.map(lambda x, span=span: self._room(x, span, members), further)
-            tree.map(lambda room, x, span=span: room[span].copy_(x), rest, further)
+                rest = tree.map(lambda x, span=span: self._room(x, span, members), others)
+            tree.map(lambda room, x, span=span: room[span].copy_(x), rest, others)
+
         for number in self.donated:
             for leaf in tree.leaves(args[number]):
                 consume(leaf, getattr(self.step, "__name__", repr(self.step)))
-        returned = (*(tree.map(Tensor.detach, own[number]) for number in self.donated), *(rest or ()))
+        returned = (*(tree.map(Tensor.detach, whole[number]) for number in self.donated), *(rest or ()))
         return returned[0] if alone else returned
 
     def _moved(self, values: Any) -> Any:
@@ -144,24 +147,21 @@ class _Chunked:
         for position, number in enumerate(self.donated):
             tree.map(_write, chunk[number], results[position])
 
-    def _refuse_shared(self, own: dict[int, Any], args: tuple[Any, ...]) -> None:
-        leaves = [(number, leaf) for number, values in own.items() for leaf in tree.leaves(values)]
+    def _refuse_shared(self, args: list[Any]) -> None:
+        leaves = [(number, leaf) for number, argument in enumerate(args) for leaf in tree.leaves(argument)]
+        own = [(number, leaf) for number, leaf in leaves if number in self.donated]
         try:
-            memory = Memory.of([number for number, _ in leaves], [leaf for _, leaf in leaves])
+            memory = Memory.of([number for number, _ in own], [leaf for _, leaf in own])
         except SharedMemoryError as shared:
-            one, other = shared.args
-        else:
-            pairs = (
-                (memory.shared_with(leaf), number)
-                for number, argument in enumerate(args)
-                if number not in own
-                for leaf in tree.leaves(argument)
-            )
-            one, other = next(((one, other) for one, other in pairs if one is not None), (None, None))
-        if one is not None:
-            raise ValueError(
-                f"leaves of arguments {one} and {other} share memory, and one is donated: clone one of them"
-            )
+            raise ValueError(_share(*shared.args)) from None
+        for number, leaf in leaves:
+            owner = None if number in self.donated else memory.shared_with(leaf)
+            if owner is not None:
+                raise ValueError(_share(owner, number))
+
+
+def _share(one: int, other: int) -> str:
+    return f"leaves of arguments {one} and {other} share memory, and one is donated: clone one of them"
 
 
 def _compare(old: Tensor, new: Any) -> None:

@@ -127,17 +127,19 @@ def best_members(ensemble: T, losses: Tensor, count: int = 1) -> tuple[T, Tensor
 
 def count_members(ensemble: Any) -> int:
     """How many members an ensemble has, in every leaf."""
-    leaves = dict(zip(tree.paths(ensemble), tree.leaves(ensemble), strict=True))
+    leaves = tree.leaves(ensemble)
+    if leaves and all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(leaves[0]) for leaf in leaves):
+        return len(leaves[0])
+    raise ValueError(_not_an_ensemble(dict(zip(tree.paths(ensemble), leaves, strict=True))))
+
+
+def _not_an_ensemble(leaves: dict[str, Any]) -> str:
     if not leaves:
-        raise ValueError("an ensemble has tensors, with one entry a member; got a tree without leaves")
+        return "an ensemble has tensors, with one entry a member; got a tree without leaves"
     for path, leaf in leaves.items():
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
             kind = "a tensor without dimensions" if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"{tree.name(path)}: expected a tensor with one entry a member, got {kind}")
+            return f"{tree.name(path)}: expected a tensor with one entry a member, got {kind}"
     first, *others = leaves
-    for path in others:
-        if len(leaves[path]) != len(leaves[first]):
-            raise ValueError(
-                f"{tree.name(path)} has {len(leaves[path])} members, {tree.name(first)} has {len(leaves[first])}"
-            )
-    return len(leaves[first])
+    other = next(path for path in others if len(leaves[path]) != len(leaves[first]))
+    return f"{tree.name(other)} has {len(leaves[other])} members, {tree.name(first)} has {len(leaves[first])}"
