@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from boxopt.core import sharded
 
 _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
@@ -86,28 +89,45 @@ def split(key: Tensor, number: int = 2) -> Tensor:
     return torch.stack(threefry(key, torch.zeros_like(low), low), dim=-1)
 
 
-def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def uniform(
+    key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None
+) -> Tensor:
     """Numbers between 0, included, and 1, excluded.
 
     Args:
         key: A key.
         shape: The shape.
         dtype: float32, with 23 random bits a number, or float64, with 52.
+        like: A tensor of this shape: if it is sharded, so are the numbers, each process making its own.
     """
-    index = torch.arange(math.prod(shape), device=key.device).reshape(tuple(shape))
+    index = _places(shape, key.device, like)
     high, low = threefry(key, index >> 32, index & _MASK)
     if dtype == torch.float64:
         return ((high << 20) | (low >> 12)).to(dtype) * 2.0**-52
     return ((high ^ low) >> 9).to(dtype) * 2.0**-23
 
 
-def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def _places(shape: Sequence[int], device: torch.device, like: Tensor | None) -> Tensor:
+    """The place of each number in a tensor of this shape."""
+    if not sharded.is_sharded(like) or like is None:
+        return torch.arange(math.prod(shape), device=device).reshape(tuple(shape))
+    places: Any = 0
+    for dim, size in enumerate(shape):
+        along = torch.arange(size, device=device) * math.prod(shape[dim + 1 :])
+        places = places + sharded.like(along.reshape(size, *[1] * (len(shape) - dim - 1)), like)
+    return places if isinstance(places, Tensor) else torch.zeros((), dtype=torch.int64, device=device)
+
+
+def normal(
+    key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None
+) -> Tensor:
     """Numbers of the standard normal distribution, by the inverse of its distribution function.
 
     Args:
         key: A key.
         shape: The shape.
         dtype: float32 or float64; other dtypes are rounded from float32.
+        like: As for `uniform`.
 
     Example:
         >>> import torch
@@ -117,5 +137,5 @@ def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     """
     wide = dtype if dtype == torch.float64 else torch.float32
     least = -1 + torch.finfo(wide).eps / 2  # the number after -1: the inverse is infinite at -1
-    between = (uniform(key, shape, wide) * 2 + least).clamp_min(least)
+    between = (uniform(key, shape, wide, like) * 2 + least).clamp_min(least)
     return (math.sqrt(2) * torch.erfinv(between)).to(dtype)

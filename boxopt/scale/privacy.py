@@ -83,7 +83,7 @@ def _private_update(
     def aggregate(g: Tensor, key: Tensor) -> Tensor:
         wide = exact.wide(g)
         total = torch.tensordot(exact.like(weights, wide), wide, dims=1)
-        noise = random.normal(key.to(g.device), total.shape, total.dtype)
+        noise = random.normal(key.to(g.device), total.shape, total.dtype, total)
         deviation = exact.like(bound, wide) * exact.like(multiplier, wide)
         return exact.like((total + deviation * noise) / g.shape[0], g)
 

@@ -97,6 +97,8 @@ class L2Ball(_Ball, InteriorSet):
                 [0.1000, 0.2000]])
     """
 
+    reduces: ClassVar[bool] = True
+
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -208,6 +210,8 @@ class LInfBall(_Ball):
                 [ 2., -2.]])
     """
 
+    reduces: ClassVar[bool] = True
+
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
         return x.abs().amax(-1, keepdim=True)
@@ -220,7 +224,8 @@ class LInfBall(_Ball):
         return self._as_box(lambda x, low, high, goal: Box(low, high).land(x, goal, strictly=strictly), params, target)
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
-        return tree.reduce(torch.add, self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x))
+        each = self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x, combine="sum")
+        return tree.reduce(torch.add, each)
 
     def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
         return self._as_box(lambda x, low, high: Box(low, high).barrier_gradient(x, relax), x)
@@ -229,14 +234,14 @@ class LInfBall(_Ball):
         step = tree.expand(tau, y)
         return self._as_box(lambda y, low, high, tau: Box(low, high).prox_barrier(y, tau), y, step)
 
-    def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
+    def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any, combine: str | None = None) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves; the bounds are rounded inwards."""
 
         def on_leaf(leaf: Tensor, radius: Any, *others: Tensor) -> Tensor:
             bound = beside(exact.inward(radius, leaf, up=False), leaf, self.dim)
             return function(leaf, -bound, bound, *others)
 
-        return self._map(on_leaf, x, *rest)
+        return self._map(on_leaf, x, *rest, combine=combine)
 
     def tangent(self, x: Any, gradients: P) -> P:
         """The gradients, 0 where they push a coordinate at a bound outwards."""

@@ -1,0 +1,146 @@
+"""Tensors whose numbers are spread over processes, torch's ``DTensor``, in the place of others.
+
+Most formulas run on them as they are: elementwise operations leave every number where it is and communicate nothing; of
+a sum each process has a part, and the parts are added up when the sum is used. Three things need to be said:
+
+- a number that is used more than once, kept in a state or returned is added up first, once: `reduced`;
+- what needs whole vectors, or matrices, runs on the local ones, or on all of them if they are cut: `on_vectors`;
+- a tensor that is made anew is cut as the others are: `like`.
+
+Here a tensor is *sharded* if it is a ``DTensor``, be it the same on all processes. This module does not import
+``torch.distributed``, which some builds of torch lack, before there is such a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether a value is a ``DTensor``."""
+    return isinstance(x, Tensor) and hasattr(x, "full_tensor")
+
+
+def whole(x: Any) -> Any:
+    """All numbers of a sharded tensor, gathered on every process; anything else as it is."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def reduced(x: Any) -> Any:
+    """A tensor of which no process has only a part of a sum; without dimensions, as a plain tensor."""
+    if not is_sharded(x):
+        return x
+    if x.ndim == 0:
+        return _nan_or_extreme(x) if any(p.is_partial("max") or p.is_partial("min") for p in x.placements) else whole(x)
+    if not any(placement.is_partial() for placement in x.placements):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
+
+
+def _nan_or_extreme(x: Any) -> Tensor:
+    """The largest or least of the processes' numbers, or NaN if one is: gathered, since reductions may lose a NaN."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    places = [Shard(0) if p.is_partial() else Replicate() for p in x.placements]
+    parts = DTensor.from_local(x.to_local().reshape(1), x.device_mesh, places, run_check=False).full_tensor()
+    return parts.amax() if any(p.is_partial("max") for p in x.placements) else parts.amin()
+
+
+def like(value: Any, x: Tensor) -> Any:
+    """A tensor that broadcasts to ``x`` and is the same on all processes, cut as ``x`` is; nothing is communicated."""
+    if is_sharded(value) or not isinstance(value, Tensor) or not value.ndim or not is_sharded(x):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+    places = [p if p.is_shard() and value.shape[p.dim] > 1 else Replicate() for p in x.placements]
+    everywhere = DTensor.from_local(value, x.device_mesh, [Replicate()] * len(places), run_check=False)
+    return everywhere.redistribute(placements=places)
+
+
+def local_like(value: Any, x: Tensor) -> Any:
+    """This process's part of a tensor that broadcasts to ``x``."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value.full_tensor() if is_sharded(value) else value
+    value = like(value, x)
+    if value.shape == x.shape and value.placements != x.placements:
+        value = value.redistribute(placements=x.placements)
+    return value.to_local()
+
+
+def join(part: Tensor, x: Tensor) -> Tensor:
+    """The sharded tensor with the shape and the placements of ``x`` of which this is the process's part."""
+    return type(x).from_local(  # pyright: ignore[reportAttributeAccessIssue]
+        part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=_contiguous(x.shape)
+    )
+
+
+def _contiguous(shape: torch.Size) -> tuple[int, ...]:
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if len(shape) else ()
+
+
+def cuts(x: Any, axes: Sequence[int]) -> bool:
+    """Whether a tensor is sharded along one of these dimensions, or holds parts of sums."""
+    return is_sharded(x) and any(p.is_partial() or (p.is_shard() and p.dim in axes) for p in x.placements)
+
+
+def is_even(x: Any) -> bool:
+    """Whether each process has as many numbers of a sharded tensor as any other."""
+    pairs = ((size, p.dim) for size, p in zip(x.device_mesh.shape, x.placements, strict=True) if p.is_shard())
+    return all(x.shape[dim] % size == 0 for size, dim in pairs)
+
+
+def on_vectors(
+    function: Callable[..., Tensor],
+    axes: Sequence[int],
+    leaf: Tensor,
+    numbers: Sequence[Any] = (),
+    others: Sequence[Any] = (),
+    combine: str | None = None,
+) -> Tensor:
+    """Apply a function to the vectors of a leaf, and put what comes of it in the leaf's place.
+
+    A leaf that is cut between its vectors communicates nothing. One that is cut along them is gathered, and each
+    process computes the same.
+
+    Args:
+        function: ``(leaf, *numbers, *others) -> result``, of plain tensors.
+        axes: The dimensions of the vectors.
+        leaf: The leaf.
+        numbers: One number a vector: tensors that broadcast to the leaf's shape without ``axes``, or numbers.
+        others: Tensors that broadcast to the leaf, or numbers.
+        combine: The result is a scalar that combines those of all vectors, the "sum" or "max"; if left out, it has the
+            shape of the leaf.
+    """
+    if not is_sharded(leaf):
+        return function(leaf, *numbers, *others)
+    if cuts(leaf, axes):
+        result = function(whole(leaf), *map(whole, numbers), *map(whole, others))
+        return result if combine else like(result, leaf)
+    numbers = [_local_number(number, leaf, axes) for number in numbers]
+    result = function(leaf.to_local(), *numbers, *[local_like(other, leaf) for other in others])  # pyright: ignore[reportAttributeAccessIssue]
+    if combine is None:
+        return join(result, leaf)
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    places = [Partial(combine) if p.is_shard() else Replicate() for p in leaf.placements]  # pyright: ignore[reportAttributeAccessIssue]
+    return DTensor.from_local(result, leaf.device_mesh, places, run_check=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _local_number(number: Any, leaf: Tensor, axes: Sequence[int]) -> Any:
+    """This process's numbers of vectors."""
+    if not isinstance(number, Tensor) or not number.ndim:
+        return number
+    number = whole(number).expand([size for axis, size in enumerate(leaf.shape) if axis not in axes])
+    for axis in sorted(axes):
+        number = number.unsqueeze(axis)
+    return local_like(number, leaf).squeeze(tuple(axes))
