@@ -56,7 +56,9 @@ def same_kind(value: Tensor, x: Tensor) -> Tensor:
     """
     if value.dtype != x.dtype or value.device != x.device:
         value = value.to(device=x.device, dtype=x.dtype)
-    return sharded.like(value, x) if value.ndim else value
+    if value.ndim:
+        return sharded.like(value, x)
+    return value if sharded.is_sharded(x) else sharded.reduced(value)
 
 
 def cast_once(value: Any) -> Callable[[Tensor], Any]:

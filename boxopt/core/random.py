@@ -100,22 +100,26 @@ def uniform(
         dtype: float32, with 23 random bits a number, or float64, with 52.
         like: A tensor of this shape: if it is sharded, so are the numbers, each process making its own.
     """
-    index = _places(shape, key.device, like)
+    if sharded.is_sharded(like) and like is not None:
+        return sharded.join(_uniform(key, _local_places(like, key.device), dtype), like)
+    return _uniform(key, torch.arange(math.prod(shape), device=key.device).reshape(tuple(shape)), dtype)
+
+
+def _uniform(key: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers with these indices."""
     high, low = threefry(key, index >> 32, index & _MASK)
     if dtype == torch.float64:
         return ((high << 20) | (low >> 12)).to(dtype) * 2.0**-52
     return ((high ^ low) >> 9).to(dtype) * 2.0**-23
 
 
-def _places(shape: Sequence[int], device: torch.device, like: Tensor | None) -> Tensor:
-    """The place of each number in a tensor of this shape."""
-    if not sharded.is_sharded(like) or like is None:
-        return torch.arange(math.prod(shape), device=device).reshape(tuple(shape))
-    places: Any = 0
-    for dim, size in enumerate(shape):
-        along = torch.arange(size, device=device) * math.prod(shape[dim + 1 :])
-        places = places + sharded.like(along.reshape(size, *[1] * (len(shape) - dim - 1)), like)
-    return places if isinstance(places, Tensor) else torch.zeros((), dtype=torch.int64, device=device)
+def _local_places(x: Tensor, device: torch.device) -> Tensor:
+    """The place in the whole of each number of a sharded tensor that this process has."""
+    places = torch.zeros([1] * x.ndim, dtype=torch.int64, device=device)
+    for dim, size in enumerate(x.shape):
+        along = torch.arange(size, device=device) * math.prod(x.shape[dim + 1 :])
+        places = places + sharded.local_like(along.reshape(size, *[1] * (x.ndim - dim - 1)), x)
+    return places
 
 
 def normal(

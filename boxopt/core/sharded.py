@@ -31,8 +31,11 @@ def whole(x: Any) -> Any:
 
 
 def reduced(x: Any) -> Any:
-    """A tensor of which no process has only a part of a sum; without dimensions, as a plain tensor."""
-    if not is_sharded(x):
+    """A tensor of which no process has only a part of a sum; without dimensions, as a plain tensor.
+
+    Under ``torch.func``, whose transforms do not know the exchange, it stays as it is.
+    """
+    if not is_sharded(x) or torch._C._are_functorch_transforms_active():
         return x
     if x.ndim == 0:
         return _nan_or_extreme(x) if any(p.is_partial("max") or p.is_partial("min") for p in x.placements) else whole(x)
