@@ -14,10 +14,45 @@ Here a tensor is *sharded* if it is a ``DTensor``, be it the same on all process
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the numbers of a sharded tensor are: what the functions below need to know of one.
+
+    Attributes:
+        device_mesh: The processes.
+        placements: How the numbers are spread over them.
+        shape: The shape of the whole.
+        local_shape: The shape of this process's part.
+    """
+
+    device_mesh: Any
+    placements: tuple[Any, ...]
+    shape: torch.Size
+    local_shape: torch.Size
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def flat(self) -> str:
+        """A name for where the numbers are once they stand in a row: on how many processes each is."""
+        return "_".join("shard" if p.is_shard() else "same" for p in self.placements)
+
+
+def place_of(x: Any) -> Place | None:
+    """Where the numbers of a tensor are, if it is sharded."""
+    if not is_sharded(x):
+        return None
+    return Place(x.device_mesh, tuple(x.placements), x.shape, x.to_local().shape)
 
 
 def is_sharded(x: Any) -> bool:
@@ -55,9 +90,16 @@ def _nan_or_extreme(x: Any) -> Tensor:
     return parts.amax() if any(p.is_partial("max") for p in x.placements) else parts.amin()
 
 
-def like(value: Any, x: Tensor) -> Any:
+def local(x: Any) -> Any:
+    """This process's part of a sharded tensor; anything else as it is."""
+    return x.to_local() if is_sharded(x) else x
+
+
+def like(value: Any, x: Tensor | Place) -> Any:
     """A tensor that broadcasts to ``x`` and is the same on all processes, cut as ``x`` is; nothing is communicated."""
-    if is_sharded(value) or not isinstance(value, Tensor) or not value.ndim or not is_sharded(x):
+    if is_sharded(value):
+        return reduced(value)
+    if not isinstance(value, Tensor) or not value.ndim or not hasattr(x, "placements"):
         return value
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -67,7 +109,7 @@ def like(value: Any, x: Tensor) -> Any:
     return everywhere.redistribute(placements=places)
 
 
-def local_like(value: Any, x: Tensor) -> Any:
+def local_like(value: Any, x: Any) -> Any:
     """This process's part of a tensor that broadcasts to ``x``."""
     if not isinstance(value, Tensor) or not value.ndim:
         return value.full_tensor() if is_sharded(value) else value
@@ -77,11 +119,25 @@ def local_like(value: Any, x: Tensor) -> Any:
     return value.to_local()
 
 
-def join(part: Tensor, x: Tensor) -> Tensor:
+def join(part: Tensor, x: Any) -> Tensor:
     """The sharded tensor with the shape and the placements of ``x`` of which this is the process's part."""
-    return type(x).from_local(  # pyright: ignore[reportAttributeAccessIssue]
-        part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=_contiguous(x.shape)
-    )
+    from torch.distributed.tensor import DTensor
+
+    stride = _contiguous(x.shape)
+    return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=stride)
+
+
+def join_row(part: Tensor, members: Sequence[Place]) -> Tensor:
+    """The flat sharded tensor of which this part holds those of several others, one after the other.
+
+    Its numbers are in the order of processes, which differs from that of the tensors and from one number of processes
+    to another.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    size = torch.Size([sum(place.shape.numel() for place in members)])
+    placements = tuple(Shard(0) if p.is_shard() else Replicate() for p in members[0].placements)
+    return join(part, Place(members[0].device_mesh, placements, size, part.shape))
 
 
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:
