@@ -78,6 +78,7 @@ from boxopt.optimizers import (
     yogi,
 )
 from boxopt.regularizers import L1, L2, ElasticNet
+from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
@@ -277,6 +278,7 @@ __all__ = [
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
+    "load",
     "log_barrier",
     "lookahead",
     "masked",
@@ -315,6 +317,7 @@ __all__ = [
     "regularizers",
     "rmsprop",
     "rprop",
+    "save",
     "scale",
     "scale_by_adadelta",
     "scale_by_adam",
@@ -356,6 +359,8 @@ __all__ = [
     "skip_not_finite",
     "sm3",
     "snapshot",
+    "state_from_dict",
+    "state_to_dict",
     "stateless",
     "stochastic_rounding",
     "tangent",

@@ -228,6 +228,16 @@ class Packed(NamedTuple):
         """The leaves as views, in the original structure."""
         return self.layout(self)
 
+    def replaced(self, leaves: Sequence[Tensor]) -> Packed:
+        """This tree with other leaves, in order, which have the same leading dimensions as its buffers."""
+        buffers = {}
+        for name, indices in self.layout._groups().items():
+            lead = tuple(self.buffers[name].shape[:-1])
+            sizes = [math.prod(self.layout.shapes[index]) for index in indices]
+            flat = [leaves[index].reshape((*lead, size)) for index, size in zip(indices, sizes, strict=True)]
+            buffers[name] = torch.cat(flat, dim=-1)
+        return Packed(buffers, self.layout)
+
     def expand_prefix(self, prefix: Any, none: float | None = None) -> Packed:
         """What `boxopt.core.tree.expand` does for a packed tree."""
         return self.layout.expand(prefix, self, none)

@@ -102,7 +102,7 @@ def tree_set(state: Any, filtering: Filter | None = None, /, **values: Any) -> A
                 if isinstance(node, Tensor) and isinstance(value, (bool, int, float)):
                     return torch.full_like(node, value)
                 return value
-        level = _children(path, node)
+        level = one_level(path, node)
         if level is None:
             return node
         children, unflatten = level
@@ -161,7 +161,7 @@ def tree_map_params(
             return node.layout.pack(mapped) if kept else mapped
         if _resembles(node, params):
             return _map_kept(function, node, *rest)
-        level = _children(path, node)
+        level = one_level(path, node)
         if level is None:
             return node if transform_non_params is None or node is None else transform_non_params(node)
         children, unflatten = level
@@ -179,7 +179,7 @@ def _map_kept(function: Callable[..., Any], values: Any, *rest: Any) -> Any:
 
 def _resembles(node: Any, params: Any) -> bool:
     """Whether a node has the structure and the shapes of the parameters, but for leaves that are left out."""
-    level, expected = _children("", node), _children("", params)
+    level, expected = one_level("", node), one_level("", params)
     if isinstance(node, MaskedNode):
         return expected is None
     if level is None or expected is None:
@@ -197,12 +197,12 @@ def _resembles(node: Any, params: Any) -> bool:
 
 def _walk(path: str, node: Any) -> Iterator[tuple[str, Any]]:
     yield path, node
-    level = _children(path, node)
+    level = one_level(path, node)
     for child in level[0] if level else ():
         yield from _walk(*child)
 
 
-def _children(path: str, node: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]] | None:
+def one_level(path: str, node: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]] | None:
     """The paths and values of a container's children, and what makes one of new children; None for a leaf."""
     if tree.is_leaf(node):
         return None
