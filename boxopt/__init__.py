@@ -79,7 +79,9 @@ from boxopt.optimizers import (
 )
 from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
+from boxopt.run.communication import count_communication
 from boxopt.run.compile import CompiledStep, compile
+from boxopt.run.distributed import best_members, on_members, shard_members
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
@@ -236,6 +238,7 @@ __all__ = [
     "apply_if_finite",
     "apply_updates",
     "barrier",
+    "best_members",
     "centralize",
     "chain",
     "clip",
@@ -248,6 +251,7 @@ __all__ = [
     "contrib",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "count_communication",
     "diagnostics",
     "elementwise",
     "ema",
@@ -294,6 +298,7 @@ __all__ = [
     "normalize_by_update_norm",
     "novograd",
     "on_leaves",
+    "on_members",
     "optimality",
     "optimistic_adam",
     "optimistic_adam_v2",
@@ -352,6 +357,7 @@ __all__ = [
     "sets",
     "sgd",
     "sgdr_schedule",
+    "shard_members",
     "sign_sgd",
     "signum",
     "skip_large_updates",

@@ -197,7 +197,11 @@ class Layout:
         return start, start + self._size(index)
 
     def length(self, name: str) -> int:
-        """How many numbers a buffer holds, on this process."""
+        """How many numbers a buffer holds; of sharded leaves, on all processes."""
+        return sum(math.prod(self.shapes[index]) for index in self._groups()[name])
+
+    def local_length(self, name: str) -> int:
+        """How many numbers of a buffer this process holds."""
         return sum(self._size(index) for index in self._groups()[name])
 
     def _groups(self) -> dict[str, list[int]]:
@@ -233,10 +237,13 @@ class Packed(NamedTuple):
         buffers = {}
         for name, indices in self.layout._groups().items():
             lead = tuple(self.buffers[name].shape[:-1])
-            sizes = [math.prod(self.layout.shapes[index]) for index in indices]
-            flat = [leaves[index].reshape((*lead, size)) for index, size in zip(indices, sizes, strict=True)]
-            buffers[name] = torch.cat(flat, dim=-1)
+            flat = [self._local(leaves[index], index).reshape((*lead, self.layout._size(index))) for index in indices]
+            buffers[name] = self.layout._placed(name, torch.cat(flat, dim=-1))
         return Packed(buffers, self.layout)
+
+    def _local(self, leaf: Tensor, index: int) -> Tensor:
+        """What this process has of a leaf."""
+        return sharded.local_like(leaf, self.layout.places[index]) if self.layout.places else leaf
 
     def expand_prefix(self, prefix: Any, none: float | None = None) -> Packed:
         """What `boxopt.core.tree.expand` does for a packed tree."""
@@ -527,7 +534,7 @@ def _unpacked_prefix(step_size: Any) -> Any:
     if not isinstance(step_size, Packed):
         return step_size
     whole = {
-        name: b if isinstance(b, Tensor) and b.ndim else torch.as_tensor(b).expand(step_size.layout.length(name))
+        name: b if isinstance(b, Tensor) and b.ndim else torch.as_tensor(b).expand(step_size.layout.local_length(name))
         for name, b in step_size.buffers.items()
     }
     return Packed(whole, step_size.layout).unpack()
