@@ -1,6 +1,7 @@
 """What test_distributed.py checks on several processes; each function runs on all of them."""
 
 import os
+import traceback
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -43,7 +44,7 @@ def one(rank, world, folder):
     mesh = init_device_mesh("cpu", (world,))
     params = _fully_sharded(mesh, 6, 9, folder / "two", None)
     close(full(params), _alone(0, 9), 1e-6)
-    assert float(bx.violation(SET, params)) == 0
+    assert float(bx.violation(bx.sets.ByPath(EXACT), params)) == 0
     close(full(_members(mesh, 6, 9, folder / "two", None)), _members_alone(0, 9), 1e-6)
 
 
@@ -53,19 +54,14 @@ def dies(rank, world, folder):
     torch.distributed.all_reduce(torch.ones(1))
 
 
-def hangs(rank, world, folder):
-    if rank == 1:
-        torch.distributed.all_reduce(torch.ones(1))
-    while True:
-        pass
-
-
 def _failure(check, entry, mesh):
     """What is wrong, as all processes see it; an error on one alone ends all by the time limit."""
     try:
         check(mesh) if entry is None else check(entry, mesh)
     except (AssertionError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        return f"{check.__name__} {'' if entry is None else entry}: {type(error).__name__} {error}"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        kind = f"{type(error).__name__} in line {place.lineno} of {place.filename}"
+        return f"{check.__name__} {'' if entry is None else entry}: {kind}: {error}"
     return None
 
 
@@ -95,13 +91,15 @@ def normal(tree, seed):
 
 def example(rows=5, dtype=torch.float32):
     shapes = {"weight": torch.empty(rows, 2), "bias": torch.empty(4), "scale": torch.empty(())}
+    if rows % 2:
+        shapes["row"] = torch.empty(1, 3)  # of which one process has nothing
     return pytree.tree_map(lambda x: x.mul(0.5).clamp(-0.9, 0.7).to(dtype), normal(shapes, 0))
 
 
 # --- every entry of the registries -------------------------------------------------------------------------------
 
 
-def _steps(tx, params, put, steps=3):
+def _steps(tx, params, put, steps=2):
     params = put(params)
     state = tx.init(params)
     communication = None
@@ -179,7 +177,7 @@ def bounds(mesh):
 
 
 def norms(mesh):
-    """A norm over all leaves is one number from each process, a ball two, a row's simplex none."""
+    """A norm over all leaves is one number from each process, a ball another, a row's simplex none."""
     params = cut(example(6), mesh)
     with bx.count_communication() as communication:
         tx = bx.clip_by_global_norm(0.1)
@@ -188,9 +186,8 @@ def norms(mesh):
     x = params["weight"]
     for constraint, calls, most in (
         (bx.sets.Simplex(), {}, 0),
-        (bx.sets.L2Ball(1.0, dim=None), {"all_reduce": 2}, 8),
+        (bx.sets.L2Ball(1.0, dim=None), {"all_reduce": 1}, 8),
         (bx.sets.Simplex(dim=0), {"all_gather": 1}, x.to_local().nbytes),
-        (bx.sets.PSD() if False else bx.sets.SpectralBall(1.0), {"all_gather": 3}, 3 * x.to_local().nbytes),
     ):
         with bx.count_communication() as communication:
             constraint.project(x)
@@ -203,7 +200,9 @@ def diagnostics(mesh):
     params = {"a": torch.tensor([0.5, 0.5, 0.5, 1.25]), "b": torch.tensor([0.0])}
     for values in (params, {"a": params["a"].flip(0), "b": params["b"]}):
         there, box = cut(values, mesh), bx.Box(0.0, 1.0)
-        assert float(bx.violation(box, there)) == 0.25
+        with bx.count_communication() as communication:
+            assert float(bx.violation(box, there)) == 0.25
+        assert communication.calls.total() == 1
         assert not bool(bx.is_feasible(box, there))
         assert float(bx.optimality(box, there, pytree.tree_map(torch.zeros_like, there))) == 0.25
         close(full(bx.diagnostics.active(box, there)), bx.diagnostics.active(box, values), 0)
@@ -279,7 +278,8 @@ class _raises:
 
 # --- training ----------------------------------------------------------------------------------------------------
 
-SET = bx.sets.ByPath({"0.weight": bx.Box(-0.3, 0.3), "2.weight": bx.sets.L2Ball(0.5), "2.bias": bx.sets.Simplex(0.25)})
+EXACT = {"0.weight": bx.Box(-0.3, 0.3), "2.weight": bx.sets.L2Ball(0.5)}
+SET = bx.sets.ByPath({**EXACT, "2.bias": bx.sets.Simplex(0.25)})
 
 
 def _tx(packed=False):
@@ -328,7 +328,7 @@ def data_parallel(mesh):
     fully_shard(model, mesh=mesh)
     got, _ = _train(model, _tx(), None, 0, 3, rank, world)
     close(full(got), _alone(0, 3), 1e-6)
-    assert float(bx.violation(SET, got)) == 0
+    assert float(bx.violation(bx.sets.ByPath(EXACT), got)) == 0
 
 
 def _fully_sharded(mesh, first, last, source, target):

@@ -13,7 +13,7 @@ from pathlib import Path
 _GRACE = 20.0  # seconds for the others to notice that one has died
 
 
-def run(work, world, folder, limit=90.0):
+def run(work, world, folder, limit=240.0):
     """Run ``work(rank, world, folder)`` on so many processes joined by gloo.
 
     Returns:
@@ -44,7 +44,7 @@ def run(work, world, folder, limit=90.0):
     return [process.exitcode for process in processes], errors
 
 
-def check(work, world, folder, limit=90.0):
+def check(work, world, folder, limit=240.0):
     """`run`, and an assertion that all went well."""
     codes, errors = run(work, world, folder, limit)
     assert codes == [0] * world, f"exit codes {codes}\n" + "\n".join(f"--- {r}\n{text}" for r, text in errors.items())
@@ -81,6 +81,7 @@ def _child(work, rank, world, folder, limit, parent):
     except BaseException:
         (Path(folder) / f"error{rank}").write_text(traceback.format_exc())
         os._exit(1)  # at once: an orderly end may wait for the others
+    os._exit(0)  # gloo's threads do not always survive an orderly end: "terminate called without an active exception"
 
 
 def _end_with(parent):

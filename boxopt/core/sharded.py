@@ -60,6 +60,36 @@ def is_sharded(x: Any) -> bool:
     return isinstance(x, Tensor) and hasattr(x, "full_tensor")
 
 
+def amax(x: Tensor) -> Tensor:
+    """The largest number of a leaf, also where a process has none of them; of a sharded one, still to be `reduced`."""
+    if not is_sharded(x):
+        return x.amax()
+    part = local(_without_parts(x))
+    return _largest_of_all(part.amax() if part.numel() else part.new_full((), -torch.inf), x)
+
+
+def amax_along(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """The largest numbers along some dimensions, kept with size 1, also where a process has none of them."""
+    if not is_sharded(x):
+        return x.amax(tuple(dims), keepdim=True)
+    from torch.distributed.tensor import Partial
+
+    x = _without_parts(x)
+    part: Any = local(x)
+    empty = part.new_full([1 if dim in dims else size for dim, size in enumerate(part.shape)], -torch.inf)
+    found = part.amax(tuple(dims), keepdim=True) if part.numel() else empty
+    places = tuple(Partial("max") if p.is_shard() and p.dim in dims else p for p in x.placements)  # pyright: ignore[reportAttributeAccessIssue]
+    shape = torch.Size([1 if dim in dims else size for dim, size in enumerate(x.shape)])
+    return reduced(join(found, Place(x.device_mesh, places, shape, found.shape)))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _largest_of_all(number: Tensor, x: Any) -> Tensor:
+    """The largest of the processes' numbers, to be `reduced`; one that all share is as good a part as any."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    return DTensor.from_local(number, x.device_mesh, [Partial("max")] * x.device_mesh.ndim, run_check=False)
+
+
 def whole(x: Any) -> Any:
     """All numbers of a sharded tensor, gathered on every process; anything else as it is."""
     return x.full_tensor() if is_sharded(x) else x
@@ -74,6 +104,11 @@ def reduced(x: Any) -> Any:
         return x
     if x.ndim == 0:
         return _nan_or_extreme(x) if any(p.is_partial("max") or p.is_partial("min") for p in x.placements) else whole(x)
+    return _without_parts(x)
+
+
+def _without_parts(x: Any) -> Any:
+    """A sharded tensor of which no process has only a part of a sum."""
     if not any(placement.is_partial() for placement in x.placements):
         return x
     from torch.distributed.tensor import Replicate
@@ -104,9 +139,14 @@ def like(value: Any, x: Tensor | Place) -> Any:
     from torch.distributed.tensor import DTensor, Replicate
 
     value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
-    places = [p if p.is_shard() and value.shape[p.dim] > 1 else Replicate() for p in x.placements]
+    places = [p if p.is_shard() and value.shape[p.dim] == x.shape[p.dim] else Replicate() for p in x.placements]
     everywhere = DTensor.from_local(value, x.device_mesh, [Replicate()] * len(places), run_check=False)
     return everywhere.redistribute(placements=places)
+
+
+def placed(x: Any, like: Any) -> Any:
+    """A sharded tensor with the placements of another."""
+    return x if x.placements == like.placements else x.redistribute(placements=like.placements)
 
 
 def local_like(value: Any, x: Any) -> Any:
@@ -114,9 +154,7 @@ def local_like(value: Any, x: Any) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return value.full_tensor() if is_sharded(value) else value
     value = like(value, x)
-    if value.shape == x.shape and value.placements != x.placements:
-        value = value.redistribute(placements=x.placements)
-    return value.to_local()
+    return (placed(value, x) if value.shape == x.shape else value).to_local()
 
 
 def join(part: Tensor, x: Any) -> Tensor:
@@ -184,11 +222,15 @@ def on_vectors(
         return function(leaf, *numbers, *others)
     if cuts(leaf, axes):
         result = function(whole(leaf), *map(whole, numbers), *map(whole, others))
+        if combine == "max":
+            return _largest_of_all(result, leaf)
         return result if combine else like(result, leaf)
     numbers = [_local_number(number, leaf, axes) for number in numbers]
     result = function(leaf.to_local(), *numbers, *[local_like(other, leaf) for other in others])  # pyright: ignore[reportAttributeAccessIssue]
     if combine is None:
         return join(result, leaf)
+    if combine == "max":
+        return _largest_of_all(result, leaf)
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     places = [Partial(combine) if p.is_shard() else Replicate() for p in leaf.placements]  # pyright: ignore[reportAttributeAccessIssue]

@@ -68,7 +68,7 @@ def _covers(values: Tensor) -> tuple[Tensor, ...]:
         return (values,)
     if not values.numel():
         return tuple(values.sum(_others(values, dim), keepdim=True) for dim in range(values.ndim))
-    return tuple(sharded.reduced(values.amax(_others(values, dim), keepdim=True)) for dim in range(values.ndim))
+    return tuple(sharded.amax_along(values, _others(values, dim)) for dim in range(values.ndim))
 
 
 def _others(values: Tensor, dim: int) -> list[int]:
