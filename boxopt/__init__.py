@@ -79,9 +79,11 @@ from boxopt.optimizers import (
 )
 from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
+from boxopt.run.chunks import chunked
 from boxopt.run.communication import count_communication
 from boxopt.run.compile import CompiledStep, compile
-from boxopt.run.distributed import best_members, on_members, shard_members
+from boxopt.run.distributed import on_members, shard_members
+from boxopt.run.ensemble import best_members, stack, take_members, unstack
 from boxopt.scale.accumulation import ApplyEvery, apply_every
 from boxopt.scale.adadelta import ScaleByAdaDeltaState, scale_by_adadelta
 from boxopt.scale.adam import ScaleByAdamState, scale_by_adam
@@ -241,6 +243,7 @@ __all__ = [
     "best_members",
     "centralize",
     "chain",
+    "chunked",
     "clip",
     "clip_by_block_rms",
     "clip_by_global_norm",
@@ -365,16 +368,19 @@ __all__ = [
     "skip_not_finite",
     "sm3",
     "snapshot",
+    "stack",
     "state_from_dict",
     "state_to_dict",
     "stateless",
     "stochastic_rounding",
+    "take_members",
     "tangent",
     "trace",
     "tree_get",
     "tree_get_all",
     "tree_map_params",
     "tree_set",
+    "unstack",
     "violation",
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",

@@ -284,6 +284,28 @@ def test_values_that_are_no_tensors():
         bx.state_to_dict({"a": {"name": "adam"}})
 
 
+class Sharded(torch.Tensor):
+    """A tensor of a class of its own, as DTensor is one."""
+
+
+@every_format
+def test_tensors_of_other_classes(name, tmp_path):
+    plain, sharded = {"a": torch.ones(2)}, {"a": torch.ones(2).as_subclass(Sharded)}
+    mapping = bx.state_to_dict(sharded)
+    assert type(mapping["a"]) is Sharded
+    assert type(bx.state_from_dict(mapping, sharded)["a"]) is Sharded
+    with pytest.raises(TypeError, match=r"leaf 'a': a file holds plain tensors, not a Sharded"):
+        bx.save(tmp_path / name, sharded)
+    bx.save(tmp_path / name, plain)
+    with pytest.raises(ValueError, match="leaf 'a': expected a Sharded, got a Tensor"):
+        bx.load(tmp_path / name, sharded)
+    with pytest.raises(TypeError, match="leaf 'a': expected a Tensor, got a Sharded"):
+        bx.state_from_dict(mapping, plain)
+    parameter = {"a": torch.nn.Parameter(torch.zeros(2))}
+    assert_trees_equal(bx.load(tmp_path / name, parameter), plain)
+    assert_dicts_equal(bx.state_to_dict(bx.state_from_dict(bx.state_to_dict(parameter), plain)), {"a": torch.zeros(2)})
+
+
 @every_format
 def test_files_cut_short_or_of_another_kind(name, tmp_path):
     state = run(bx.adam(0.1), example_params(), 2)[2]
@@ -424,7 +446,7 @@ def test_nothing_is_lost_to_kill_minus_nine(tmp_path):
         [sys.executable, "-c", KILLED, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     assert done.returncode == 0, done.stderr

@@ -102,3 +102,21 @@ def test_monotone_network(tmp_path):
         if name.startswith("monotone"):
             assert row.falling == 0, name
             assert row.explained > 0.25, name
+
+
+def test_population(tmp_path, capsys):
+    module = load("population")
+    result = module.main(["--members", "8", "--steps", "150", "--output", str(tmp_path)])
+    assert "violation" in capsys.readouterr().out
+    assert result.picture.stat().st_size > 20_000
+    kept, replaced = result.histories["not replacing"], result.histories["replacing"]
+    assert kept.violation == replaced.violation == 0
+    assert replaced.losses[-1].median() < kept.losses[-1].median()
+    assert result.accuracies["replacing"][0] > 0.7
+    identity = torch.arange(8)
+    assert (kept.parents == identity).all()
+    assert ((replaced.parents != identity).sum(dim=1) == torch.tensor([0, *[2] * 5, 0])).all()
+    line = module.lineage(replaced)
+    assert line[-1] == replaced.losses[-1].argmin()
+    for row, place in enumerate(line[1:], 1):  # each is its ancestor's copy, or the ancestor itself
+        assert replaced.parents[row - 1][place] == line[row - 1]

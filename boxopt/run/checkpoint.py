@@ -61,7 +61,7 @@ def state_from_dict(mapping: Mapping[str, Tensor], like: T) -> T:
 
     Raises:
         ValueError: Paths are missing or unexpected, or a tensor has another shape or dtype; the message names them.
-        TypeError: A value is not a tensor.
+        TypeError: A value is not a tensor, or one is sharded where the other is not.
 
     Example:
         >>> import torch, boxopt as bx
@@ -98,6 +98,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
 
     Raises:
         ValueError: As `state_to_dict`; then the old file is untouched, as after any other error.
+        TypeError: Likewise; and for a tensor that is sharded, or of another class of its own.
 
     Example:
         >>> import torch, tempfile, boxopt as bx
@@ -110,6 +111,12 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
         {'w': tensor([0., 0.])}
     """
     mapping = state_to_dict(state)
+    for place, value in mapping.items():
+        if type(value) is not Tensor:
+            raise tree.LeafTypeError(
+                f"{tree.name(place)}: a file holds plain tensors, not a {type(value).__name__}; sharded ones are for "
+                "torch.distributed.checkpoint"
+            )
     with replacing(Path(path)) as new:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
@@ -207,7 +214,7 @@ def _as_tensor(path: str, leaf: Any) -> Tensor:
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, all contiguous, with copies of those that share memory with another one."""
-    places = ((span(x), path) for path, x in tensors.items() if type(x) in (Tensor, torch.nn.Parameter))
+    places = ((span(x), path) for path, x in tensors.items() if type(x) is Tensor)
     end = 0
     for (start, stop), path in sorted((place, path) for place, path in places if place is not None):
         if start < end:
@@ -258,6 +265,10 @@ def _fitted(path: str, value: Any, like: Any) -> Any:
     if not isinstance(like, Tensor):
         return type(like)(value.item())
     value = value.detach()
+    if type(value) is not type(leaf.detach()):
+        raise tree.LeafTypeError(
+            f"{tree.name(path)}: expected a {type(leaf.detach()).__name__}, got a {type(value).__name__}"
+        )
     if leaf.device.type != "meta":
         value = value.to(leaf.device)
     if value.stride() == leaf.stride():

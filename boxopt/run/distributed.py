@@ -124,47 +124,28 @@ def _common_place(found: list[Any]) -> tuple[sharded.Place, int]:
     return first, first.local_shape[0]
 
 
-def best_members(members: P, losses: Tensor, count: int = 1) -> tuple[P, Tensor, Tensor]:
-    """The members with the least losses, on every process.
+def gather_members(ensemble: P, places: Tensor) -> P:
+    """The members of a sharded ensemble in these places, an integer tensor of shape ``[n]``, whole on every process.
 
-    The losses of all members are gathered, and then ``count`` members, in one exchange.
-
-    Args:
-        members: A tree of sharded tensors of shape ``[members, ...]``, from `on_members`.
-        losses: Their losses, of shape ``[members]``, sharded likewise. NaN counts as the greatest.
-        count: How many.
-
-    Returns:
-        A tree of plain tensors of shape ``[count, ...]``, the best first; their losses; and their numbers in the
-        ensemble, int64.
-
-    Raises:
-        ValueError: ``count`` is not between 1 and the number of members.
-
-    Example:
-        >>> import torch, boxopt as bx
-        >>> best, loss, which = bx.best_members(params, losses, 4)  # doctest: +SKIP
+    They are put together in one exchange.
     """
-    if not 1 <= count <= losses.shape[0]:
-        raise ValueError(f"count is between 1 and the {losses.shape[0]} members, got {count}")
-    place, mine = _common_place([losses, *(leaf for leaf in tree.leaves(members) if sharded.is_sharded(leaf))])
-    ordered = sharded.whole(losses).sort(stable=True)
-    which = ordered.indices[:count]
+    leaves, structure = tree.flatten(ensemble)
+    cut = [leaf for leaf in leaves if sharded.is_sharded(leaf)]
+    place, count = _common_place(cut)
     first = place.device_mesh.get_local_rank() * -(-place.shape[0] // place.device_mesh.size())
-    local = which - first
-    is_mine = (local >= 0) & (local < mine)
-    leaves, structure = tree.flatten(members)
-    chosen = [sharded.local(leaf)[local.clamp(0, mine - 1)] for leaf in leaves]
-    return tree.unflatten(structure, _from_owners(chosen, is_mine, place.device_mesh)), ordered.values[:count], which
+    here = places.to(cut[0].device) % place.shape[0] - first
+    is_mine = (here >= 0) & (here < count)
+    parts = [sharded.local(leaf)[here.clamp(0, count - 1)] for leaf in cut]
+    gathered = iter(_from_owners(parts, is_mine, place.device_mesh))
+    taken = [next(gathered) if sharded.is_sharded(leaf) else leaf[places.to(leaf.device)] for leaf in leaves]
+    return tree.unflatten(structure, taken)
 
 
 def _from_owners(parts: list[Tensor], is_mine: Tensor, mesh: DeviceMesh) -> list[Tensor]:
-    """Tensors of which each row is right on one process, right on all: as a sum of bytes, all but one of them zero."""
-    rows = [part.contiguous().view(len(is_mine), -1) if part.numel() else part for part in parts]
-    flat = [row.view(torch.uint8).reshape(len(is_mine), -1) for row in rows]
-    bytes_ = torch.where(is_mine.unsqueeze(1), torch.cat(flat, dim=1), 0)
-    torch.distributed.all_reduce(bytes_, group=mesh.get_group())
-    pieces = bytes_.split([row.shape[1] for row in flat], dim=1)
-    return [
-        piece.contiguous().view(part.dtype).reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)
-    ]
+    """Tensors of which each row is right on one process, right on all: a sum of bytes, all but one of them zero."""
+    members = len(is_mine)
+    rows = [part.reshape(members, part.numel() // members).contiguous().view(torch.uint8) for part in parts]
+    total = torch.where(is_mine.unsqueeze(1), torch.cat(rows, dim=1), 0)
+    torch.distributed.all_reduce(total, group=mesh.get_group())
+    pieces = total.split([row.shape[1] for row in rows], dim=1)
+    return [piece.contiguous().view(part.dtype).reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
