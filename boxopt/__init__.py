@@ -83,7 +83,9 @@ from boxopt.regularizers import L1, L2, ElasticNet
 from boxopt.run.bound_module import bound_module
 from boxopt.run.checkpoint import load, save, state_from_dict, state_to_dict
 from boxopt.run.chunks import chunked
+from boxopt.run.communication import count_communication
 from boxopt.run.compile import CompiledStep, compile
+from boxopt.run.distributed import on_members, shard_members
 from boxopt.run.ensemble import best_members, stack, take_members, unstack
 from boxopt.run.torch_optimizer import TorchOptimizer
 from boxopt.scale.accumulation import ApplyEvery, apply_every
@@ -280,6 +282,7 @@ __all__ = [
     "contrib",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "count_communication",
     "covariance",
     "diagnostics",
     "elementwise",
@@ -335,6 +338,7 @@ __all__ = [
     "normalize_by_update_norm",
     "novograd",
     "on_leaves",
+    "on_members",
     "optimality",
     "optimistic_adam",
     "optimistic_adam_v2",
@@ -396,6 +400,7 @@ __all__ = [
     "sets",
     "sgd",
     "sgdr_schedule",
+    "shard_members",
     "sign_sgd",
     "signum",
     "skip_large_updates",

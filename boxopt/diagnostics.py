@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.types import P, Scalar
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.box import Box
@@ -69,7 +69,7 @@ def optimality(constraint: ConstraintSet, params: P, gradients: P) -> Tensor:
     stepped = constraint.project(tree.map(torch.sub, params, gradients))
 
     def size(x: Tensor, y: Tensor) -> Tensor:
-        return (y - x).abs().amax() if x.numel() else x.new_zeros(())
+        return sharded.amax((y - x).abs()) if x.numel() else x.new_zeros(())
 
     return tree.reduce(torch.maximum, tree.map(size, params, stepped))
 

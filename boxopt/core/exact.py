@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from boxopt.core import sharded
+
 _BITS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -48,10 +50,15 @@ def like(value: Any, x: Tensor) -> Any:
 
 
 def same_kind(value: Tensor, x: Tensor) -> Tensor:
-    """``value`` in the dtype and on the device of ``x``; a call of ``to`` that changes nothing is not free."""
-    if value.dtype == x.dtype and value.device == x.device:
-        return value
-    return value.to(device=x.device, dtype=x.dtype)
+    """``value`` in the dtype and on the device of ``x``, and cut as it is if that is sharded.
+
+    A call of ``to`` that changes nothing is not free.
+    """
+    if value.dtype != x.dtype or value.device != x.device:
+        value = value.to(device=x.device, dtype=x.dtype)
+    if value.ndim:
+        return sharded.like(value, x)
+    return value if sharded.is_sharded(x) else sharded.reduced(value)
 
 
 def cast_once(value: Any) -> Callable[[Tensor], Any]:
@@ -134,7 +141,7 @@ def inward(bound: Any, x: Tensor, *, up: bool) -> Any:
         if not torch.compiler.is_compiling():
             return _inward_number(float(bound), x.dtype, up=up)
         bound = torch.full((), bound, dtype=torch.float64, device=x.device)
-    bound = bound.to(device=x.device)
+    bound = sharded.like(bound.to(device=x.device), x)
     if not bound.is_floating_point():
         bound = bound.to(torch.float64)
     cast = bound.to(x.dtype)

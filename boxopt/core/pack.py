@@ -18,7 +18,7 @@ import torch.utils._pytree as torch_pytree
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.donation import refuse_consumed
 from boxopt.core.storage import tied
 from boxopt.core.transform import GradientTransformation, bind, finished, is_elementwise, unchanged
@@ -36,6 +36,8 @@ class Layout:
         buffers: The name of each leaf's buffer, its dtype (and device, if the tree is on several).
         shapes: The shape of each leaf, without batch dimensions.
         batch_dims: How many leading dimensions leaves and buffers have in common, when the layout packs.
+        places: If the leaves are sharded, where each is: a buffer then holds this process's parts. See
+            `boxopt.core.sharded`.
     """
 
     structure: Any
@@ -43,6 +45,7 @@ class Layout:
     buffers: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     batch_dims: int = 0
+    places: tuple[sharded.Place, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -53,7 +56,7 @@ class Layout:
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        return self.paths, self.buffers, self.shapes
+        return self.paths, self.buffers, self.shapes, self.places
 
     def __call__(self, packed: Packed) -> Any:
         """The leaves of a packed tree, as views of its buffers, in the original structure."""
@@ -62,9 +65,9 @@ class Layout:
             raise ValueError(f"expected a packed tree with the buffers {', '.join(groups)}, got {packed!r:.200}")
         views: list[Any] = [None] * len(self.shapes)
         for name, indices in groups.items():
-            buffer = packed.buffers[name]
+            buffer = sharded.local(packed.buffers[name]) if self.places else packed.buffers[name]
             refuse_consumed(buffer, f"buffer {name!r}")
-            sizes = [math.prod(self.shapes[index]) for index in indices]
+            sizes = [self._size(index) for index in indices]
             if buffer.shape[-1] != sum(sizes):
                 raise ValueError(
                     f"buffer {name!r} has {buffer.shape[-1]} numbers, the leaves {sum(sizes)}: another tree was packed"
@@ -72,7 +75,10 @@ class Layout:
             lead = tuple(buffer.shape[:-1])
             # The derivative of one split is one concatenation; that of slices would be a buffer of zeros for each.
             for index, flat in zip(indices, torch.split(buffer, sizes, dim=-1), strict=True):
-                views[index] = flat.view(lead + self.shapes[index])
+                if self.places:
+                    views[index] = sharded.join(flat.view(self.places[index].local_shape), self.places[index])
+                else:
+                    views[index] = flat.view(lead + self.shapes[index])
         return self._unflatten(views)
 
     def pack(self, values: Any) -> Packed:
@@ -87,10 +93,23 @@ class Layout:
                     f"{tree.name(path)} has shape {tuple(leaf.shape)}, it was packed with shape {shape}"
                     + (f" after {skip} batch dimensions" if skip else "")
                 )
+        if self.places:
+            leaves = [sharded.local_like(leaf, place) for leaf, place in zip(leaves, self.places, strict=True)]
         buffers = {
-            name: _side_by_side([leaves[index] for index in indices], skip) for name, indices in self._groups().items()
+            name: self._placed(name, _side_by_side([leaves[index] for index in indices], skip))
+            for name, indices in self._groups().items()
         }
         return Packed(buffers, self)
+
+    def _placed(self, name: str, buffer: Any) -> Any:
+        """A buffer of this process's parts as a sharded one, if the leaves are."""
+        if not self.places or not isinstance(buffer, Tensor) or not buffer.ndim:
+            return buffer
+        return sharded.join_row(buffer, [self.places[index] for index in self._groups()[name]])
+
+    def _size(self, index: int) -> int:
+        """How many numbers of a leaf its buffer holds."""
+        return math.prod(self.places[index].local_shape if self.places else self.shapes[index])
 
     def _flatten(self, values: Any) -> list[Any]:
         """What stands in the place of each leaf."""
@@ -134,7 +153,8 @@ class Layout:
             if _all_alike(column):
                 laid_out[name] = column[0]
             else:
-                laid_out[name] = self._along([none if x is None else x for x in column], indices, buffer)
+                along = self._along([none if x is None else x for x in column], indices, buffer)
+                laid_out[name] = self._placed(name, along)
         return Packed(laid_out, self)
 
     def _along(self, column: Sequence[Any], indices: Sequence[int], buffer: Tensor | None) -> Tensor:
@@ -154,6 +174,8 @@ class Layout:
                     f"{tree.name(self.paths[index])}: a value of shape {tuple(value.shape)} does not broadcast to the "
                     f"parameter's shape {tuple(lead + self.shapes[index])}"
                 ) from None
+            if self.places:
+                full = sharded.local_like(full, self.places[index])
             flat.append(full.reshape((*lead, -1)).to(dtype))
         return torch.cat(flat, dim=-1)
 
@@ -166,17 +188,21 @@ class Layout:
             tuple(self.buffers[index] for index in kept),
             tuple(self.shapes[index] for index in kept),
             self.batch_dims,
+            tuple(self.places[index] for index in kept) if self.places else (),
         )
 
     def span(self, index: int) -> tuple[int, int]:
         """Where a leaf begins and ends in its buffer."""
-        before = (math.prod(self.shapes[other]) for other in range(index) if self.buffers[other] == self.buffers[index])
-        start = sum(before)
-        return start, start + math.prod(self.shapes[index])
+        start = sum(self._size(other) for other in range(index) if self.buffers[other] == self.buffers[index])
+        return start, start + self._size(index)
 
     def length(self, name: str) -> int:
-        """How many numbers a buffer holds."""
+        """How many numbers a buffer holds; of sharded leaves, on all processes."""
         return sum(math.prod(self.shapes[index]) for index in self._groups()[name])
+
+    def local_length(self, name: str) -> int:
+        """How many numbers of a buffer this process holds."""
+        return sum(self._size(index) for index in self._groups()[name])
 
     def _groups(self) -> dict[str, list[int]]:
         """The leaves of each buffer, in order."""
@@ -211,10 +237,13 @@ class Packed(NamedTuple):
         buffers = {}
         for name, indices in self.layout._groups().items():
             lead = tuple(self.buffers[name].shape[:-1])
-            sizes = [math.prod(self.layout.shapes[index]) for index in indices]
-            flat = [leaves[index].reshape((*lead, size)) for index, size in zip(indices, sizes, strict=True)]
-            buffers[name] = torch.cat(flat, dim=-1)
+            flat = [self._local(leaves[index], index).reshape((*lead, self.layout._size(index))) for index in indices]
+            buffers[name] = self.layout._placed(name, torch.cat(flat, dim=-1))
         return Packed(buffers, self.layout)
+
+    def _local(self, leaf: Tensor, index: int) -> Tensor:
+        """What this process has of a leaf."""
+        return sharded.local_like(leaf, self.layout.places[index]) if self.layout.places else leaf
 
     def expand_prefix(self, prefix: Any, none: float | None = None) -> Packed:
         """What `boxopt.core.tree.expand` does for a packed tree."""
@@ -242,7 +271,7 @@ class Packed(NamedTuple):
                 row[-1] = (buffer, row[-1][1], stop)
             else:
                 row.append((buffer, start, stop))
-        return Packed({name: _joined(row) for name, row in pieces.items()}, layout)
+        return Packed({name: layout._placed(name, _joined(row)) for name, row in pieces.items()}, layout)
 
 
 def _all_alike(column: Sequence[Any]) -> bool:
@@ -256,6 +285,7 @@ def _all_alike(column: Sequence[Any]) -> bool:
 def _joined(pieces: list[tuple[Any, int, int]]) -> Any:
     """The spans of some buffers, one after the other; buffers may be numbers, of every span alike."""
     first = pieces[0][0]
+    pieces = [(sharded.local(buffer), start, stop) for buffer, start, stop in pieces]
     if all(buffer is first for buffer, _, _ in pieces) and not (isinstance(first, Tensor) and first.ndim):
         return first
     example = next((buffer for buffer, _, _ in pieces if isinstance(buffer, Tensor) and buffer.ndim), None)
@@ -319,8 +349,10 @@ def _layout_of(params: Any, batch_dims: int = 0) -> Layout:
                 f"{tuple(leaves[0].shape[:batch_dims])}"
             )
     _refuse_tied(paths, leaves)
+    places = () if batch_dims else _places(paths, leaves)
     several = len({leaf.device for leaf in leaves}) > 1
     names = [str(leaf.dtype).removeprefix("torch.") + (f"_{leaf.device}" if several else "") for leaf in leaves]
+    names = [f"{name}_{place.flat}" for name, place in zip(names, places, strict=True)] if places else names
     numbers = iter(range(len(leaves)))
     return Layout(
         tree.map(lambda _: next(numbers), params),
@@ -328,11 +360,32 @@ def _layout_of(params: Any, batch_dims: int = 0) -> Layout:
         tuple(names),
         tuple(tuple(leaf.shape[batch_dims:]) for leaf in leaves),
         batch_dims,
+        places,
     )
 
 
+def _places(paths: list[str], leaves: list[Tensor]) -> tuple[sharded.Place, ...]:
+    """Where sharded leaves are; none if they are not."""
+    places = [sharded.place_of(leaf) for leaf in leaves]
+    found = [place for place in places if place is not None]
+    if not found:
+        return ()
+    for path, place in zip(paths, places, strict=True):
+        if place is None or place.device_mesh != found[0].device_mesh:
+            raise ValueError(
+                f"{tree.name(path)} is {'not sharded' if place is None else 'sharded over other processes'}, other "
+                "leaves are: leaves that are packed together are sharded over the same mesh"
+            )
+        if not sharded.is_even(place):
+            raise ValueError(
+                f"{tree.name(path)} of shape {tuple(place.shape)} is not divided evenly by the mesh of shape "
+                f"{tuple(place.device_mesh.shape)}: such a leaf cannot be packed, leave it out"
+            )
+    return tuple(found)
+
+
 def _refuse_tied(paths: list[str], leaves: list[Tensor]) -> None:
-    pair = None if torch.compiler.is_compiling() else tied(leaves)
+    pair = None if torch.compiler.is_compiling() else tied([sharded.local(leaf) for leaf in leaves])
     if pair is not None:
         first, second = (tree.name(paths[index]) for index in pair)
         raise ValueError(
@@ -481,7 +534,7 @@ def _unpacked_prefix(step_size: Any) -> Any:
     if not isinstance(step_size, Packed):
         return step_size
     whole = {
-        name: b if isinstance(b, Tensor) and b.ndim else torch.as_tensor(b).expand(step_size.layout.length(name))
+        name: b if isinstance(b, Tensor) and b.ndim else torch.as_tensor(b).expand(step_size.layout.local_length(name))
         for name, b in step_size.buffers.items()
     }
     return Packed(whole, step_size.layout).unpack()

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from boxopt.core import sharded
 
 _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
@@ -86,28 +89,49 @@ def split(key: Tensor, number: int = 2) -> Tensor:
     return torch.stack(threefry(key, torch.zeros_like(low), low), dim=-1)
 
 
-def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def uniform(
+    key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None
+) -> Tensor:
     """Numbers between 0, included, and 1, excluded.
 
     Args:
         key: A key.
         shape: The shape.
         dtype: float32, with 23 random bits a number, or float64, with 52.
+        like: A tensor of this shape: if it is sharded, so are the numbers, each process making its own.
     """
-    index = torch.arange(math.prod(shape), device=key.device).reshape(tuple(shape))
+    if sharded.is_sharded(like) and like is not None:
+        return sharded.join(_uniform(key, _local_places(like, key.device), dtype), like)
+    return _uniform(key, torch.arange(math.prod(shape), device=key.device).reshape(tuple(shape)), dtype)
+
+
+def _uniform(key: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers with these indices."""
     high, low = threefry(key, index >> 32, index & _MASK)
     if dtype == torch.float64:
         return ((high << 20) | (low >> 12)).to(dtype) * 2.0**-52
     return ((high ^ low) >> 9).to(dtype) * 2.0**-23
 
 
-def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def _local_places(x: Tensor, device: torch.device) -> Tensor:
+    """The place in the whole of each number of a sharded tensor that this process has."""
+    places = torch.zeros([1] * x.ndim, dtype=torch.int64, device=device)
+    for dim, size in enumerate(x.shape):
+        along = torch.arange(size, device=device) * math.prod(x.shape[dim + 1 :])
+        places = places + sharded.local_like(along.reshape(size, *[1] * (x.ndim - dim - 1)), x)
+    return places
+
+
+def normal(
+    key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None
+) -> Tensor:
     """Numbers of the standard normal distribution, by the inverse of its distribution function.
 
     Args:
         key: A key.
         shape: The shape.
         dtype: float32 or float64; other dtypes are rounded from float32.
+        like: As for `uniform`.
 
     Example:
         >>> import torch
@@ -117,5 +141,5 @@ def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     """
     wide = dtype if dtype == torch.float64 else torch.float32
     least = -1 + torch.finfo(wide).eps / 2  # the number after -1: the inverse is infinite at -1
-    between = (uniform(key, shape, wide) * 2 + least).clamp_min(least)
+    between = (uniform(key, shape, wide, like) * 2 + least).clamp_min(least)
     return (math.sqrt(2) * torch.erfinv(between)).to(dtype)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from boxopt.core import foreach, tree
+from boxopt.core import foreach, sharded, tree
 from boxopt.core.donation import refuse_consumed
 from boxopt.core.types import P, ParameterSet
 
@@ -198,7 +198,7 @@ def _stateless_update(updates: P, state: Any, params: P, *, function: Callable[[
 
 
 def apply_updates(params: P, updates: P, within: ParameterSet | None = None) -> P:
-    """Add the updates to the parameters, keeping each parameter's dtype.
+    """Add the updates to the parameters, keeping each parameter's dtype, and where its numbers are if it is sharded.
 
     Args:
         params: A tree of tensors.
@@ -229,6 +229,8 @@ def add_update(param: Tensor, update: Tensor) -> Tensor:
     if param.shape != update.shape:
         raise ValueError(f"the update has shape {tuple(update.shape)}, the parameter {tuple(param.shape)}")
     total = param + update
+    if sharded.is_sharded(param):
+        total = sharded.placed(total, param)
     return total if total.dtype == param.dtype else total.to(param.dtype)
 
 

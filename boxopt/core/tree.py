@@ -18,6 +18,7 @@ import torch
 import torch.utils._cxx_pytree
 import torch.utils._pytree as torch_pytree
 
+from boxopt.core import sharded
 from boxopt.core.donation import refuse_consumed
 
 PyTree = Any
@@ -300,7 +301,7 @@ def reduce(function: Callable[[Any, Any], Any], tree: PyTree) -> torch.Tensor:
     total = scalars[0]
     for scalar in scalars[1:]:
         total = function(total, scalar.to(total.device))
-    return total
+    return sharded.reduced(total)
 
 
 def add_scaled(tree: PyTree, factor: PyTree, direction: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.transform import EmptyState
 
 
@@ -18,7 +18,7 @@ def is_true(condition: Any) -> bool:
     if torch.compiler.is_compiling():
         return False
     try:
-        return bool(condition.any())
+        return bool(sharded.reduced(condition.any()))
     except RuntimeError:  # under vmap, and of fake and meta tensors
         return False
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.sets.vectors import Vectorwise, _from_vectors, _to_vectors, precise
+from boxopt.sets.vectors import Vectorwise, _from_vectors, _to_vectors, has_metric, precise
 
 P = TypeVar("P")
 
@@ -64,7 +64,7 @@ class VectorRegularizer(Vectorwise, Regularizer):
 
     def check(self, params: Any) -> None:
         tree.check_parameters(params)
-        self._map(self._check, params)
+        tree.map(self._check, params, *self._hyper(params))
 
     def __call__(self, params: Any) -> Tensor:
         def value(leaf: Tensor, *hyper: Any) -> Tensor:
@@ -73,7 +73,7 @@ class VectorRegularizer(Vectorwise, Regularizer):
             vectors = _to_vectors(precise(leaf), self.dim)
             return self._value(vectors, *self._arranged(leaf, vectors, list(hyper))).sum().to(leaf.dtype)
 
-        return tree.reduce(torch.add, self._map(value, params))
+        return tree.reduce(torch.add, self._map(value, params, combine="sum"))
 
     def prox(self, y: P, step_size: Any = 1.0) -> P:
         def prox_leaf(leaf: Tensor, *rest: Any) -> Tensor:
@@ -87,7 +87,7 @@ class VectorRegularizer(Vectorwise, Regularizer):
             result = self._prox(vectors, step, *self._arranged(leaf, vectors, hyper))
             return _from_vectors(result, leaf, self.dim).to(leaf.dtype)
 
-        return self._map(prox_leaf, y, tree.expand(step_size, y))
+        return self._map(prox_leaf, y, tree.expand(step_size, y), metric=has_metric(step_size))
 
 
 def usable(step: Tensor, weight: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

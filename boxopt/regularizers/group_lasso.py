@@ -60,6 +60,7 @@ class GroupLasso(VectorRegularizer):
     weight: Any
     dim: Dim = -1
     numbers: ClassVar[tuple[str, ...]] = ("weight",)
+    reduces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_nonnegative("weight", self.weight)
@@ -106,6 +107,7 @@ class SparseGroupLasso(VectorRegularizer):
     dim: Dim = -1
     numbers: ClassVar[tuple[str, ...]] = ("group",)
     vectors: ClassVar[tuple[str, ...]] = ("l1",)
+    reduces: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_nonnegative("l1", self.l1)

@@ -11,13 +11,14 @@ entries of size 2. The last half-step is a soft threshold of singular values, so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import P, Regularizer
 from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted
@@ -75,7 +76,7 @@ class Nuclear(Regularizer):
             positive = positive_part(dilation(x), basis_of(dilation(x)))
             return (weight * positive.diagonal(dim1=-2, dim2=-1).sum(-1)).sum().to(leaf.dtype)
 
-        return tree.reduce(torch.add, tree.map(value, params, tree.expand(self.weight, params)))
+        return tree.reduce(torch.add, self._map(value, params, combine="sum"))
 
     def prox(self, y: P, step_size: Any = 1.0) -> P:
         def prox_leaf(leaf: Tensor, weight: Any, step: Any) -> Tensor:
@@ -87,7 +88,15 @@ class Nuclear(Regularizer):
                 return _in_metric(x, step.expand(x.shape), weight).to(leaf.dtype)
             return _soft_threshold(x, weight * step).to(leaf.dtype)
 
-        return tree.map(prox_leaf, y, tree.expand(self.weight, y), tree.expand(step_size, y))
+        return self._map(prox_leaf, y, tree.expand(step_size, y))
+
+    def _map(self, function: Callable[..., Tensor], x: Any, *rest: Any, combine: str | None = None) -> Any:
+        """Map ``function(leaf, weight, *rest)`` over the leaves; for ``combine`` see `boxopt.core.sharded`."""
+
+        def on_leaf(leaf: Tensor, weight: Any, *others: Any) -> Tensor:
+            return sharded.on_vectors(function, (leaf.ndim - 2, leaf.ndim - 1), leaf, [weight], others, combine)
+
+        return tree.map(on_leaf, x, tree.expand(self.weight, x), *rest)
 
 
 def _soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:

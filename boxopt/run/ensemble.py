@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
+from boxopt.run.distributed import gather_members
 
 T = TypeVar("T")
 
@@ -82,7 +83,8 @@ def take_members(ensemble: T, index: int | slice | Sequence[int] | Tensor) -> T:
         index: A number for one member, alone; a slice; or numbers, as a sequence or an integer tensor, for an ensemble.
 
     Returns:
-        A tree of the same structure: views for a number and a slice, copies else.
+        A tree of the same structure: views for a number and a slice, copies else. Members that are sharded
+        (`shard_members`) are sent to every process, as plain tensors.
 
     Example:
         The worst of three gives its place to the best.
@@ -92,8 +94,18 @@ def take_members(ensemble: T, index: int | slice | Sequence[int] | Tensor) -> T:
         >>> bx.take_members(ensemble, [0, 1, 0])
         {'w': tensor([[1.], [2.], [1.]])}
     """
+    if any(sharded.is_sharded(leaf) for leaf in tree.leaves(ensemble)):
+        return _take_sharded(ensemble, index)
     places = index if isinstance(index, (int, slice, Tensor)) else torch.as_tensor(index, dtype=torch.int64)
     return tree.map(lambda leaf: leaf[places.to(leaf.device) if isinstance(places, Tensor) else places], ensemble)
+
+
+def _take_sharded(ensemble: T, index: int | slice | Sequence[int] | Tensor) -> T:
+    if isinstance(index, slice):
+        index = range(*index.indices(count_members(ensemble)))
+    places = torch.as_tensor(index if isinstance(index, (int, Tensor)) else list(index), dtype=torch.int64)
+    taken = gather_members(ensemble, places.reshape(-1))
+    return taken if places.ndim else tree.map(lambda leaf: leaf[0], taken)
 
 
 def best_members(ensemble: T, losses: Tensor, count: int = 1) -> tuple[T, Tensor]:
@@ -106,7 +118,8 @@ def best_members(ensemble: T, losses: Tensor, count: int = 1) -> tuple[T, Tensor
         count: How many.
 
     Returns:
-        An ensemble of ``count`` members, and their places in the one given, an int64 tensor.
+        An ensemble of ``count`` members, and their places in the one given, an int64 tensor. If the members are sharded,
+        every process gets the same: the losses are gathered, and then these members alone.
 
     Raises:
         ValueError: ``losses`` has another shape, or there are fewer members than ``count``.
@@ -121,7 +134,7 @@ def best_members(ensemble: T, losses: Tensor, count: int = 1) -> tuple[T, Tensor
         raise ValueError(f"expected one loss for each of {members} members, got shape {tuple(losses.shape)}")
     if not 1 <= count <= members:
         raise ValueError(f"count is between 1 and the number of members, {members}, got {count}")
-    places = losses.argsort(stable=True)[:count]  # NaN last
+    places = sharded.whole(losses).argsort(stable=True)[:count]  # NaN last
     return take_members(ensemble, places), places
 
 

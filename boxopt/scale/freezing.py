@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.combine import masked
 from boxopt.core.transform import GradientTransformation, elementwise, no_state
 from boxopt.core.types import P
@@ -97,4 +97,4 @@ def _nans_init(params: Any) -> ZeroNansState:
 def _nans_update(updates: P, state: ZeroNansState, params: P) -> tuple[P, ZeroNansState]:
     # x ≠ x rather than isnan, which the inductor does not vectorize.
     numbers = tree.map(lambda u: torch.where(u != u, 0.0, u), updates)
-    return numbers, ZeroNansState(tree.map(lambda u: (u != u).any(), updates))
+    return numbers, ZeroNansState(tree.map(lambda u: sharded.reduced((u != u).any()), updates))

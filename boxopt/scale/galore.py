@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.combine import refuse_finished
 from boxopt.core.transform import GradientTransformation, bind, whole_leaves
 from boxopt.core.types import P, Scalar
@@ -94,6 +94,7 @@ def scale_by_galore(
 
 def _galore_init(params: Any, *, base: GradientTransformation, rank: int, numbers: Any) -> GaLoreState:
     tree.check_parameters(params)
+    params = tree.map(sharded.whole, params)
 
     def basis(x: Tensor, dims: Any) -> Tensor:
         if dims is None:
@@ -118,7 +119,8 @@ def _galore_update(
     numbers: Any,
     **extra: Any,
 ) -> tuple[P, GaLoreState]:
-    dims = _dimension_numbers(numbers, updates)
+    dims, placed = _dimension_numbers(numbers, updates), updates
+    updates = tree.map(sharded.whole, updates)
     due = state.count % gap == 0
 
     def basis(old: Tensor, g: Tensor, dim: Any) -> Tensor:
@@ -140,7 +142,7 @@ def _galore_update(
     none = tree.map(torch.zeros_like, low)
     changed, base_state = base.update(low, state.base_optimizer_state, none, **extra)
     new = tree.map(restore, changed, projector, updates, dims)
-    return new, GaLoreState(state.count + 1, base_state, projector)
+    return tree.map(sharded.like, new, placed), GaLoreState(state.count + 1, base_state, projector)
 
 
 def _galore_step_size(state: GaLoreState, step_size: Any, *, base: GradientTransformation, scale: Scalar) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact
+from boxopt.core import exact, sharded
 from boxopt.core.types import Scalar
 
 
@@ -38,8 +38,8 @@ def zero_moments(x: Tensor, size: int, *, right: bool) -> Any:
     """Zeros for the second moments of a leaf's blocks: of the rows or, if it has any, of the columns."""
     if right and not is_matrix(x):
         return ()
-    wide = exact.wide(x)
-    return [[wide.new_zeros((part.shape[right], part.shape[right])) for part in row] for row in blocks(x, size)]
+    wide = sharded.whole(exact.wide(x))
+    return [[wide.new_zeros((part.shape[right], part.shape[right])) for part in row] for row in blocks(wide, size)]
 
 
 def update_moments(moments: Any, x: Tensor, size: int, decay: Scalar | None, *, right: bool) -> Any:

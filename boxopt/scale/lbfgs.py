@@ -82,7 +82,7 @@ def _lbfgs_init(params: Any, *, memory_size: int) -> ScaleByLBFGSState:
     tree.check_parameters(params)
 
     def stacked() -> Any:
-        return tree.map(lambda x: x.new_zeros((memory_size, *x.shape)), params)
+        return tree.map(lambda x: torch.stack([torch.zeros_like(x)] * memory_size), params)
 
     weights = scalar_like(params, 0.0).repeat(memory_size)
     return ScaleByLBFGSState(zero_count(params), zeros_like(params), zeros_like(params), stacked(), stacked(), weights)

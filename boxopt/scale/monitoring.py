@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.transform import EmptyState, GradientTransformation, bind, lets_through
 from boxopt.core.types import P
 from boxopt.scale.moments import zeros_like
@@ -45,14 +45,14 @@ def snapshot(measure_name: str, measure: Callable[[Any], Any]) -> GradientTransf
 
 def _snapshot_init(params: Any, *, name: str, measure: Callable[[Any], Any]) -> SnapshotState:
     tree.check_parameters(params)
-    return SnapshotState({name: measure(params)})
+    return SnapshotState({name: tree.map(sharded.reduced, measure(params))})
 
 
 @lets_through
 def _snapshot_update(
     updates: P, state: SnapshotState, params: P, *, name: str, measure: Callable[[Any], Any]
 ) -> tuple[P, SnapshotState]:
-    return updates, SnapshotState({name: measure(updates)})
+    return updates, SnapshotState({name: tree.map(sharded.reduced, measure(updates))})
 
 
 class MonitorState(NamedTuple):
@@ -106,6 +106,6 @@ def _monitor_update(updates: P, state: MonitorState, params: P, *, measures: dic
         if isinstance(measure, GradientTransformation):
             measurements[name], new = measure.update(updates, old, params)
         else:
-            measurements[name] = measure(updates)
+            measurements[name] = tree.map(sharded.reduced, measure(updates))
         states.append(new)
     return updates, MonitorState(measurements, tuple(states))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -145,12 +145,12 @@ def _muon_update(
         return decay * m / exact.like(ahead, m) + (1 - decay) * g / exact.like(now, m)
 
     def direction(m: Tensor, numbers: MuonDimensionNumbers) -> Tensor:
-        wide = exact.wide(m)
+        wide = sharded.whole(exact.wide(m))
         matrices, restore = as_matrices(wide, numbers)
         orthogonal = restore(orthogonalize(matrices, coefficients, preconditioning, eps))
         if adaptive:
             orthogonal = (wide * orthogonal).sum() * orthogonal
-        return exact.like(orthogonal, m)
+        return exact.like(orthogonal, m)  # of a sharded leaf, this process's part
 
     means = map_wide(mean, mu, updates)
     return tree.map(direction, means, dimension_numbers_of(dimension_numbers, updates)), MuonState(count, mu)

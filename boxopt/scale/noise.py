@@ -79,7 +79,7 @@ def _noise_update(
 
     def perturb(leaf: Tensor, rank: int) -> Tensor:
         wide = exact.wide(leaf)
-        noise = normal(keys[rank].to(leaf.device), leaf.shape, wide.dtype)
+        noise = normal(keys[rank].to(leaf.device), leaf.shape, wide.dtype, leaf)
         return exact.like(wide + deviation(wide) * noise, leaf)
 
     return tree.map(perturb, updates, ranks), AddNoiseState(count, following)

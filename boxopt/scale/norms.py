@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.types import Scalar
 from boxopt.scale.moments import multiply_step_size, safe_sqrt
 from boxopt.scale.scalars import squared_norm
@@ -15,6 +15,7 @@ from boxopt.scale.scalars import squared_norm
 
 def root(square: Tensor) -> Tensor:
     """The root of a number that is not negative: exactly 0 at 0, with derivative 0."""
+    square = sharded.reduced(square)
     return torch.where(square > 0, safe_sqrt(square), 0.0)
 
 

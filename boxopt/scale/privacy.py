@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, random, tree
+from boxopt.core import exact, random, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
@@ -82,13 +82,21 @@ def _private_update(
 
     def aggregate(g: Tensor, key: Tensor) -> Tensor:
         wide = exact.wide(g)
-        total = torch.tensordot(exact.like(weights, wide), wide, dims=1)
-        noise = random.normal(key.to(g.device), total.shape, total.dtype)
+        total = _weighted_sum(weights, wide)
+        noise = random.normal(key.to(g.device), total.shape, total.dtype, total)
         deviation = exact.like(bound, wide) * exact.like(multiplier, wide)
         return exact.like((total + deviation * noise) / g.shape[0], g)
 
     means = [aggregate(g, key) for g, key in zip(leaves, keys[1:], strict=True)]
     return tree.unflatten(structure, means), new
+
+
+def _weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
+    """The sum of the examples' gradients, each times its weight."""
+    weights = weights.to(gradients.dtype)
+    if not sharded.is_sharded(gradients):
+        return torch.tensordot(exact.like(weights, gradients), gradients, dims=1)
+    return (weights.reshape(-1, *[1] * (gradients.ndim - 1)) * gradients).sum(0)
 
 
 def _squares(gradients: Tensor) -> Tensor:

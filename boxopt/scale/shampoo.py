@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
@@ -83,8 +83,9 @@ def _shampoo_init(params: Any, *, size: int) -> ScaleByShampooState:
 def _shampoo_update(
     updates: P, state: ScaleByShampooState, params: P, *, b2: Scalar | None, eps: Scalar, size: int
 ) -> tuple[P, ScaleByShampooState]:
-    left = tree.map(lambda g, old: update_moments(old, g, size, b2, right=False), updates, state.left)
-    right = tree.map(lambda g, old: update_moments(old, g, size, b2, right=True), updates, state.right)
+    gathered = tree.map(sharded.whole, updates)
+    left = tree.map(lambda g, old: update_moments(old, g, size, b2, right=False), gathered, state.left)
+    right = tree.map(lambda g, old: update_moments(old, g, size, b2, right=True), gathered, state.right)
 
     def precondition(g: Tensor, lefts: Any, rights: Any) -> Tensor:
         power = 4 if is_matrix(g) else 2
@@ -96,4 +97,5 @@ def _shampoo_update(
             new.append(parts)
         return exact.like(join(new, exact.wide(g)), g)
 
-    return tree.map(precondition, updates, left, right), ScaleByShampooState(left, right)
+    new = tree.map(precondition, gathered, left, right)
+    return tree.map(exact.like, new, updates), ScaleByShampooState(left, right)

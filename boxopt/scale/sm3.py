@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.scale.moments import map_wide, update_moment, zeros_like
@@ -68,7 +68,7 @@ def _covers(values: Tensor) -> tuple[Tensor, ...]:
         return (values,)
     if not values.numel():
         return tuple(values.sum(_others(values, dim), keepdim=True) for dim in range(values.ndim))
-    return tuple(values.amax(_others(values, dim), keepdim=True) for dim in range(values.ndim))
+    return tuple(sharded.amax_along(values, _others(values, dim)) for dim in range(values.ndim))
 
 
 def _others(values: Tensor, dim: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -132,11 +132,13 @@ def _soap_update(
     count, first = state.count + 1, state.count == 0
     due = ~first & (state.count % frequency == 0)
 
+    gathered = tree.map(sharded.whole, updates)
+
     def moments(old: Any, right: bool) -> Any:
         def update(g: Tensor, old: Any) -> Any:
             return update_moments(old, g, size, decay, right=right) if is_matrix(g) else ()
 
-        return tree.map(update, updates, old)
+        return tree.map(update, gathered, old)
 
     left, right = moments(state.left, False), moments(state.right, True)
     left_basis = tree.map(lambda m, q: torch.where(first, _eigenvectors(m), q), left, state.left_basis)
@@ -145,7 +147,7 @@ def _soap_update(
     def rotate(x: Tensor, lefts: Any, rights: Any, *, back: bool = False) -> Tensor:
         if not is_matrix(x):
             return x
-        wide = exact.wide(x)
+        wide = sharded.whole(exact.wide(x))
         new = []
         for row, row_lefts, row_rights in zip(blocks(wide, size), lefts, rights, strict=True):
             triples = zip(row, row_lefts, row_rights, strict=True)
@@ -153,7 +155,7 @@ def _soap_update(
         return exact.like(join(new, wide), x)
 
     mu = update_moment(updates, state.mu, b1, 1)
-    nu = update_moment(tree.map(rotate, updates, left_basis, right_basis), state.nu, b2, 2)
+    nu = update_moment(tree.map(rotate, gathered, left_basis, right_basis), state.nu, b2, 2)
     mean_scale, square_scale = bias_correction(b1, count), bias_correction(b2, count)
 
     def scale(m: Tensor, v: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def _hutchinson_update(
 
 def _signs(key: Tensor, leaf: Tensor) -> Tensor:
     precise = torch.float64 if leaf.dtype == torch.float64 else torch.float32
-    return torch.where(random.uniform(key, leaf.shape, precise) < 0.5, 1.0, -1.0).to(leaf.dtype)
+    return torch.where(random.uniform(key, leaf.shape, precise, leaf) < 0.5, 1.0, -1.0).to(leaf.dtype)
 
 
 class SophiaState(NamedTuple):

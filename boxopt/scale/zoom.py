@@ -143,7 +143,7 @@ def _zoom_update(
     for _ in range(steps):
         rate = next_rate(search, first, criteria)
         slope, at = line(rate)
-        point = Point(rate, exact.like(at, one).detach(), slope.detach())
+        point = Point(rate, exact.like(at, one).detach(), exact.like(slope, one).detach())
         search = where(search.done | search.failed, search, advance(search, origin, point, criteria, steps))
     rate = final_rate(search)
     new_value, gradient = value_and_gradient_after(value_fn, params, updates, rate, True)

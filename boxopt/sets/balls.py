@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.search import a_number_each, may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.barriers import prox_ball
@@ -97,9 +97,11 @@ class L2Ball(_Ball, InteriorSet):
                 [0.1000, 0.2000]])
     """
 
+    reduces: ClassVar[bool] = True
+
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return sharded.reduced(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
     def _project(self, x: Tensor, step: Tensor | None, *hyper: Tensor) -> Tensor:
         radius = hyper[0]
@@ -115,8 +117,8 @@ class L2Ball(_Ball, InteriorSet):
         """The gradients; on the sphere, without their component along −x."""
 
         def drop(x: Tensor, gradient: Tensor, radius: Tensor) -> Tensor:
-            square = (x * x).sum(-1, keepdim=True)
-            inner = (x * gradient).sum(-1, keepdim=True)
+            square = sharded.reduced((x * x).sum(-1, keepdim=True))
+            inner = sharded.reduced((x * gradient).sum(-1, keepdim=True))
             margin = 1 - 16 * torch.finfo(x.dtype).eps
             outward = (square >= radius * radius * margin) & (inner < 0)
             return gradient - torch.where(outward, inner / torch.where(square > 0, square, 1.0), 0.0) * x
@@ -208,6 +210,8 @@ class LInfBall(_Ball):
                 [ 2., -2.]])
     """
 
+    reduces: ClassVar[bool] = True
+
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
         return x.abs().amax(-1, keepdim=True)
@@ -220,7 +224,8 @@ class LInfBall(_Ball):
         return self._as_box(lambda x, low, high, goal: Box(low, high).land(x, goal, strictly=strictly), params, target)
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
-        return tree.reduce(torch.add, self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x))
+        each = self._as_box(lambda x, low, high: Box(low, high).barrier(x, relax), x, combine="sum")
+        return tree.reduce(torch.add, each)
 
     def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
         return self._as_box(lambda x, low, high: Box(low, high).barrier_gradient(x, relax), x)
@@ -229,14 +234,14 @@ class LInfBall(_Ball):
         step = tree.expand(tau, y)
         return self._as_box(lambda y, low, high, tau: Box(low, high).prox_barrier(y, tau), y, step)
 
-    def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
+    def _as_box(self, function: Callable[..., Tensor], x: Any, *rest: Any, combine: str | None = None) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves; the bounds are rounded inwards."""
 
         def on_leaf(leaf: Tensor, radius: Any, *others: Tensor) -> Tensor:
             bound = beside(exact.inward(radius, leaf, up=False), leaf, self.dim)
             return function(leaf, -bound, bound, *others)
 
-        return self._map(on_leaf, x, *rest)
+        return self._map(on_leaf, x, *rest, combine=combine)
 
     def tangent(self, x: Any, gradients: P) -> P:
         """The gradients, 0 where they push a coordinate at a bound outwards."""
@@ -312,17 +317,17 @@ class L2Sphere(VectorSet):
 def _norm_if_above(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Where the norm of each vector exceeds the radius, and the norm there (1 elsewhere), in float64."""
     dtype = radius.dtype
-    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=dtype)
+    norm = sharded.reduced(torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=dtype))
     outside = norm > radius.detach()
     if exact.is_constant(x):
         return outside, norm
-    square = (precise(x) * precise(x)).sum(-1, keepdim=True)
+    square = sharded.reduced((precise(x) * precise(x)).sum(-1, keepdim=True))
     return outside, torch.where(outside, square, 1.0).sqrt()
 
 
 def _unit(x: Tensor, fallback: Tensor) -> Tensor:
     """x/‖x‖, or the fallback at 0."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
+    largest = sharded.reduced(x.detach().abs().amax(-1, keepdim=True))
     is_zero = largest == 0
     scaled = torch.where(is_zero, 1.0, x) / torch.where(is_zero, 1.0, largest)
     return torch.where(is_zero, fallback, scaled / (scaled * scaled).sum(-1, keepdim=True).sqrt())

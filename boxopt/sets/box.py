@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, foreach, tree
+from boxopt.core import exact, foreach, sharded, tree
 from boxopt.core.transform import add_update
 from boxopt.core.values import is_true
 from boxopt.sets.base import ConstraintSet
@@ -105,7 +105,7 @@ class Box(ConstraintSet):
             below = torch.where(leaf < low, low - leaf, 0.0)
             above = torch.where(leaf > high, leaf - high, 0.0)
             distance = torch.where(torch.isnan(leaf), leaf, torch.maximum(below, above))
-            return distance.amax() if distance.numel() else distance.new_zeros(())
+            return sharded.amax(distance) if distance.numel() else distance.new_zeros(())
 
         return tree.reduce(torch.maximum, self._map(outside, x))
 

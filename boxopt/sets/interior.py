@@ -76,7 +76,7 @@ class InteriorSet(VectorSet):
             numbers = self._arranged(leaf, vectors, list(hyper))
             return self._barrier(vectors, exact.as_tensor(relax, vectors), *numbers).sum().to(leaf.dtype)
 
-        return tree.reduce(torch.add, self._map(value, x))
+        return tree.reduce(torch.add, self._map(value, x, combine="sum"))
 
     def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
         def slope(leaf: Tensor, *hyper: Any) -> Tensor:
@@ -96,7 +96,7 @@ class InteriorSet(VectorSet):
             result = self._prox_barrier(vectors, weights, *numbers)
             return _from_vectors(self._narrowed(result, leaf.dtype, *numbers), leaf, self.dim)
 
-        return self._map(solve, y, tree.expand(tau, y))
+        return self._map(solve, y, tree.expand(tau, y), metric=True)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         if not strictly:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.vectors import precise
 
@@ -74,6 +74,9 @@ class Intersection(ConstraintSet):
         *others, last = self.sets
         if not others:
             return last.project(x, step_size)
+        if any(sharded.is_sharded(leaf) for leaf in tree.leaves(x)):  # one exchange, rather than some in every sweep
+            gathered = self.project(tree.map(sharded.whole, x), tree.map(sharded.whole, step_size))
+            return tree.map(sharded.like, gathered, x)
         y: Any = tree.map(exact.wide, x)
         force: Any = _FIRST_FORCE
         points = [last.project(y, step_size)] * len(others)

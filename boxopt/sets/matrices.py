@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
@@ -59,7 +59,7 @@ class MatrixSet(ConstraintSet):
                 kind = "square matrices" if self.square else "matrices"
                 raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
 
-        self._map(check_leaf, params)
+        tree.map(check_leaf, params, *self._hyper(params))
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
@@ -101,10 +101,20 @@ class MatrixSet(ConstraintSet):
             each = self._violation(values, *(exact.as_tensor(number, values) for number in numbers))
             return (each.amax() if each.numel() else each.new_zeros(())).to(leaf.dtype)
 
-        return tree.reduce(torch.maximum, self._map(largest, x))
+        return tree.reduce(torch.maximum, self._map(largest, x, combine="max"))
 
-    def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
-        return tree.map(function, x, *(tree.expand(getattr(self, name), x) for name in self.numbers), *rest)
+    def _hyper(self, x: Any) -> list[Any]:
+        return [tree.expand(getattr(self, name), x) for name in self.numbers]
+
+    def _map(self, function: Callable[..., Any], x: Any, *rest: Any, combine: str | None = None) -> Any:
+        """Map ``function(leaf, *numbers, *rest)`` over the leaves; for ``combine`` see `boxopt.core.sharded`."""
+
+        def on_leaf(leaf: Tensor, *values: Any) -> Any:
+            count = len(self.numbers)
+            axes = (leaf.ndim - 2, leaf.ndim - 1)
+            return sharded.on_vectors(function, axes, leaf, values[:count], values[count:], combine)
+
+        return tree.map(on_leaf, x, *self._hyper(x), *rest)
 
     def _each(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
         def on_leaf(leaf: Tensor, *values: Any) -> Tensor:
@@ -161,21 +171,21 @@ class PSD(MatrixSet):
             raised = update + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
             return shortened(leaf, torch.where(_is_definite(sum_), update, raised), _is_definite)
 
-        return tree.map(land_leaf, params, target)
+        return self._map(land_leaf, params, target)
 
     def barrier(self, x: Any, relax: float | Tensor = 1e-3) -> Tensor:
         def value(leaf: Tensor) -> Tensor:
             x = symmetric(precise(leaf))
             return relaxed_log_determinant(x, exact.as_tensor(relax, x)).sum().to(leaf.dtype)
 
-        return tree.reduce(torch.add, tree.map(value, x))
+        return tree.reduce(torch.add, self._map(value, x, combine="sum"))
 
     def barrier_gradient(self, x: P, relax: float | Tensor = 1e-3) -> P:
         def slope(leaf: Tensor) -> Tensor:
             x = symmetric(precise(leaf))
             return relaxed_log_determinant_gradient(x, exact.as_tensor(relax, x)).to(leaf.dtype)
 
-        return tree.map(slope, x)
+        return self._map(slope, x)
 
     def prox_barrier(self, y: P, tau: Any) -> P:
         def solve(leaf: Tensor, weight: Any) -> Tensor:
@@ -189,7 +199,7 @@ class PSD(MatrixSet):
             raised = result + torch.diag_embed(error.unsqueeze(-1).expand(*error.shape, leaf.shape[-1]))
             return torch.where(definite, nearest, raised.to(leaf.dtype))
 
-        return tree.map(solve, y, tree.expand(tau, y))
+        return self._map(solve, y, tree.expand(tau, y))
 
 
 def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

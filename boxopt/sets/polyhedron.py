@@ -122,7 +122,7 @@ class Polyhedron(InteriorSet):
                 result = torch.where(inside, vectors, result)
             return _from_vectors(result.to(leaf.dtype), leaf, self.dim)
 
-        return tree.map(solve, x, tree.expand(step_size if tau is None else tau, x))
+        return self._map(solve, x, tree.expand(step_size if tau is None else tau, x))
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(precise(self.matrix), dim=-1)

@@ -98,7 +98,7 @@ class TransportPolytope(MatrixSet):
             row, column = self._sums(y)
             return _round_to_sums(_nearest(y, metric, row, column), row, column).to(leaf.dtype)
 
-        return tree.map(project_leaf, x, tree.expand(step_size, x))
+        return self._map(project_leaf, x, tree.expand(step_size, x))
 
     def project_kl(self, scores: P, temperature: Any = 1.0) -> P:
         """The matrix of the set nearest to exp(scores/temperature) in relative entropy: Sinkhorn's, in logarithms.
@@ -120,7 +120,7 @@ class TransportPolytope(MatrixSet):
                 from_column = log_column - torch.logsumexp(x + from_row, -2, keepdim=True)
             return _round_to_sums((x + from_row + from_column).exp(), row, column).to(leaf.dtype)
 
-        return tree.map(solve, scores, tree.expand(temperature, scores))
+        return self._map(solve, scores, tree.expand(temperature, scores))
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         row, column = self._sums(x)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.sets.base import ConstraintSet
 
 P = TypeVar("P")
@@ -28,11 +28,14 @@ class Vectorwise:
             the leaf's shape without ``dim``, or a pytree prefix of such.
         vectors: The attributes that hold a number a coordinate: a number, a tensor that broadcasts to the leaf, or a
             pytree prefix of such.
+        reduces: Whether the formulas need of whole vectors no more than sums over them, which cost one number a vector
+            where a sharded leaf cuts its vectors. Others are gathered there.
     """
 
     dim: Dim
     numbers: ClassVar[tuple[str, ...]] = ()
     vectors: ClassVar[tuple[str, ...]] = ()
+    reduces: ClassVar[bool] = False
 
     def _check(self, x: Tensor, *hyper: Any) -> None:
         axes = _axes(x, self.dim)
@@ -48,10 +51,29 @@ class Vectorwise:
                     f"the {'parameter' if name in self.vectors else 'batch of vectors'}"
                 )
 
-    def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
-        """Map ``function(leaf, *hyperparameters, *rest)`` over the leaves."""
-        hyper = [tree.expand(getattr(self, name), x) for name in (*self.numbers, *self.vectors)]
-        return tree.map(function, x, *hyper, *rest)
+    def _hyper(self, x: Any) -> list[Any]:
+        """The hyperparameters, each for every leaf."""
+        return [tree.expand(getattr(self, name), x) for name in (*self.numbers, *self.vectors)]
+
+    def _map(
+        self, function: Callable[..., Any], x: Any, *rest: Any, combine: str | None = None, metric: bool = False
+    ) -> Any:
+        """Map ``function(leaf, *hyperparameters, *rest)`` over the leaves.
+
+        ``combine`` is for results that are scalars, and ``metric`` says whether other formulas than sums may be needed:
+        see `boxopt.core.sharded`.
+        """
+
+        def on_leaf(leaf: Tensor, *values: Any) -> Any:
+            if not sharded.is_sharded(leaf):
+                return function(leaf, *values)
+            axes, count = _axes(leaf, self.dim), len(self.numbers)
+            alike = not any(isinstance(v, Tensor) and v.ndim for v in values[: count + len(self.vectors)])
+            if self.reduces and alike and not metric and sharded.is_even(leaf):
+                return function(leaf, *values)
+            return sharded.on_vectors(function, axes, leaf, values[:count], values[count:], combine)
+
+        return tree.map(on_leaf, x, *self._hyper(x), *rest)
 
     def _each(self, function: Callable[..., Tensor], x: Any, *rest: Any) -> Any:
         """Map a function of vectors, ``function(x, *rest, *hyperparameters)``, over the leaves."""
@@ -105,7 +127,7 @@ class VectorSet(Vectorwise, ConstraintSet):
 
     def check(self, params: Any) -> None:
         tree.check_parameters(params)
-        self._map(self._check, params)
+        tree.map(self._check, params, *self._hyper(params))
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
@@ -117,7 +139,7 @@ class VectorSet(Vectorwise, ConstraintSet):
             result = self._project(vectors, metric, *self._arranged(leaf, vectors, hyper))
             return self._rounded(_from_vectors(result, leaf, self.dim), leaf)
 
-        return self._map(project_leaf, x, tree.expand(step_size, x))
+        return self._map(project_leaf, x, tree.expand(step_size, x), metric=has_metric(step_size))
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         def land_leaf(leaf: Tensor, *rest: Any) -> Tensor:
@@ -134,11 +156,16 @@ class VectorSet(Vectorwise, ConstraintSet):
             each = self._violation(vectors, *self._arranged(leaf, vectors, list(hyper)))
             return (each.amax() if each.numel() else each.new_zeros(())).to(leaf.dtype)
 
-        return tree.reduce(torch.maximum, self._map(largest, x))
+        return tree.reduce(torch.maximum, self._map(largest, x, combine="max"))
 
     def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
         """The result of arithmetic in the leaf's dtype: no number's magnitude grows."""
         return toward_zero(result, leaf.dtype)
+
+
+def has_metric(step_size: Any) -> bool:
+    """Whether a step size differs from one number to another."""
+    return any(isinstance(step, Tensor) and step.ndim > 0 for step in tree.leaves(step_size))
 
 
 def normalized(step: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.transform import GradientTransformation, bind, is_elementwise, members
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
@@ -77,6 +77,11 @@ def _by_itself(transformation: GradientTransformation) -> bool:
 
 def _each(function: Callable[..., Any], shape: torch.Size, *arguments: Any) -> Any:
     """Apply a function to each coordinate of tensors, and of trees of tensors, that have this shape in front."""
+    cut = next((x for x in tree.leaves(arguments) if sharded.is_sharded(x)), None)
+    if cut is not None:  # each process has its coordinates
+        local = tree.map(lambda x: sharded.local_like(x, cut), arguments)
+        made = _each(function, tree.leaves(local)[0].shape, *local)
+        return tree.map(lambda x: sharded.join(x, cut), made)
     if shape.numel() == 0:  # vmap does not run over nothing: what it would have made of one, cut to none
         one = tree.map(lambda x: x.new_ones((1, *x.shape[len(shape) :])), arguments)
         made = torch.func.vmap(function)(*one)

@@ -187,7 +187,7 @@ def round_at_random(x: Tensor, dtype: torch.dtype, key: Tensor) -> Tensor:
     above = torch.where(back < value, exact.next_up(nearest), nearest)
     low, high = below.to(x.dtype), above.to(x.dtype)
     gap = torch.where(high > low, high - low, torch.ones_like(low))
-    chosen = torch.where(uniform(key, x.shape) < (value - low) / gap, above, below)
+    chosen = torch.where(uniform(key, x.shape, like=x) < (value - low) / gap, above, below)
     return exact.replaced(x.to(dtype), chosen)
 
 
