@@ -1,6 +1,6 @@
 """One bounded Adam step of `TorchOptimizer` against torch's fused Adam and a clamp, with the gradients given.
 
-make bench                        (or: python benchmarks/torch_optimizer.py)
+Run by ``make bench``, or as ``python benchmarks/torch_optimizer.py``.
 """
 
 from __future__ import annotations

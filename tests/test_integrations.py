@@ -1,7 +1,9 @@
 """Training with other people's loops: the losses are those of the functional loop, and the box holds exactly."""
 
 import importlib
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import boxopt as bx
+from tests.test_readme import run_as_module
+
+PAGE = (Path(__file__).parent.parent / "docs" / "integrations.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 RATE, BOX = 0.05, bx.Box(-0.1, 0.15)
 
@@ -35,6 +41,22 @@ class Net(nn.Module):
 
     def forward(self, x, y):
         return functional.mse_loss(self.layers(x), y)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_page_prints_what_it_says(number, capsys, monkeypatch, tmp_path):
+    for package in ("lightning.pytorch", "transformers", "accelerate"):
+        if f"import {package}" in BLOCKS[number]:
+            needed(package, *(["Trainer", "GPT2LMHeadModel"] if package == "transformers" else []))
+    monkeypatch.chdir(tmp_path)
+    run_as_module(BLOCKS[number], "integrations_page")
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")]
+    assert printed == re.findall(r"^print\(.*\)  # (.*)$", BLOCKS[number], flags=re.MULTILINE)
+
+
+def test_names_on_the_page_exist():
+    assert all(hasattr(bx, name) for name in re.findall(r"bx\.([A-Za-z_]\w*)", PAGE))
 
 
 def data():
