@@ -45,6 +45,7 @@ from boxopt.curvature import (
     rademacher_like,
 )
 from boxopt.diagnostics import active, is_feasible, optimality, violation
+from boxopt.meta.implicit import ImplicitSolution, implicit_minimizer
 from boxopt.meta.unroll import unroll
 from boxopt.optimizers import (
     adabelief,
@@ -182,6 +183,7 @@ __all__ = [
     "FactoredState",
     "FreezeActiveState",
     "GradientTransformation",
+    "ImplicitSolution",
     "InjectHyperparamsState",
     "Layout",
     "LookaheadState",
@@ -268,6 +270,7 @@ __all__ = [
     "hutchinson_trace",
     "hvp",
     "identity",
+    "implicit_minimizer",
     "incremental_update",
     "inject_hyperparams",
     "is_feasible",
