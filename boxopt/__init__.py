@@ -45,6 +45,7 @@ from boxopt.curvature import (
     rademacher_like,
 )
 from boxopt.diagnostics import active, is_feasible, optimality, violation
+from boxopt.meta.implicit import ImplicitSolution, implicit_minimizer
 from boxopt.meta.unroll import unroll
 from boxopt.optimizers import (
     adabelief,
@@ -202,6 +203,7 @@ __all__ = [
     "FistaState",
     "FreezeActiveState",
     "GradientTransformation",
+    "ImplicitSolution",
     "InjectHyperparamsState",
     "InteriorPointState",
     "LBFGSBState",
@@ -307,6 +309,7 @@ __all__ = [
     "hutchinson_trace",
     "hvp",
     "identity",
+    "implicit_minimizer",
     "incremental_update",
     "inject_hyperparams",
     "interior_point",

@@ -639,6 +639,8 @@ OTHERS = {
     "PackedState": "a state",
     "elementwise": "test_pack.py",
     "unroll": "test_unroll.py",
+    "implicit_minimizer": "test_implicit.py",
+    "ImplicitSolution": "test_implicit.py",
     "compile": "test_compile.py",
     "CompiledStep": "test_compile.py",
     "ConsumedError": "test_compile.py",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from boxopt.core import exact, tree
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import EmptyState, GradientTransformation, bind, elementwise, finished
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 
 
-def project(constraint: ConstraintSet) -> GradientTransformation:
+def project(constraint: ConstraintSet, *, straight_through: bool = False) -> GradientTransformation:
     r"""Project the step onto a set: projected gradient descent, whatever made the step.
 
     $$ u \mapsto P_C(x + u) - x $$
@@ -26,6 +29,9 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
 
     Args:
         constraint: The set.
+        straight_through: Whether the derivative *through* the update is that of the step without the projection. It is
+            wrong (biased): it moves hyperparameters on as if there were no bounds, where the right derivative is 0 and
+            nothing would move. See ``docs/meta.md``.
 
     Returns:
         A step-space transformation without state.
@@ -46,6 +52,7 @@ def project(constraint: ConstraintSet) -> GradientTransformation:
         Programming, 2016, section 3.3.
     """
     update = _project_update if constraint.separable else _project_in_metric_update
+    update = _straight_through_update if straight_through else update
     return on_leaves(
         GradientTransformation(
             bind(_constraint_init, constraint=constraint), bind(update, constraint=constraint), finished
@@ -67,3 +74,12 @@ def _project_in_metric_update(
     updates: P, state: Any, params: P, *, constraint: ConstraintSet, step_size: Any = 1.0
 ) -> tuple[P, Any]:
     return constraint.step(params, updates, step_size), state
+
+
+def _straight_through_update(
+    updates: P, state: Any, params: P, *, constraint: ConstraintSet, step_size: Any = 1.0
+) -> tuple[P, Any]:
+    def unbounded_derivative(landed: Tensor, update: Tensor) -> Tensor:
+        return exact.replaced(update.to(landed.dtype), landed)
+
+    return tree.map(unbounded_derivative, constraint.step(params, updates, step_size), updates), state

@@ -237,8 +237,8 @@ def _pulling(
 ) -> StepFunction:
     """The step of a loop backwards.
 
-    Its carry is the cotangent of the carry, and those of the constants summed so far; its x is the carry before the step,
-    the step's x, of ``width`` parts, and the cotangents of some of the ys, and of some of the saved carry.
+    Its carry is the cotangent of the carry, and those of the constants summed so far. Its x is the carry before the
+    step, the step's x, of ``width`` parts, and the cotangents of some of the ys and of some of the saved carry.
     """
 
     def pull(constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:

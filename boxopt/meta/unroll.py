@@ -29,26 +29,32 @@ def unroll(
 
     $$ (c_{t+1}, y_t) = \mathrm{step}(c_t, x_t), \qquad t = 0, \dots, n - 1 $$
 
-    It runs under ``torch.func.grad``, ``vjp``, ``jvp`` and ``vmap``, nested as you like, under autograd, and (each
-    step a part of the graph) under ``torch.compile``. Derivatives pass to the initial carry, to ``xs``, and to
+    It runs under ``torch.func.grad``, ``vjp``, ``jvp`` and ``vmap``, nested as you like, under autograd, and, each step
+    a part of the graph, under ``torch.compile``. Derivatives pass to the initial carry, to ``xs``, to ``args``, and to
     whatever the step closes over: a learning rate, bounds, data.
 
     **Memory.** A derivative in reverse needs what every step has computed. With ``checkpoint`` only the carry is kept,
-    every so many steps, and what lies between is computed again, two steps forward and one backward instead of one and
-    one. With √n steps between, memory grows as √n.
+    every so many steps, and what lies between is computed again. With √n steps between, memory grows as √n.
 
-    **Truncation.** With ``truncate=k`` derivatives pass through the last k steps only, and those of the ys through the
-    steps since the last multiple of k: less memory and no exploding derivatives, for a biased hypergradient.
+    **Compile time.** A loop inside of a compiled function is compiled step after step. Give a step that is compiled by
+    itself, ``unroll(bx.compile(step), ...)``, and one step is compiled, with one for each transform around the loop,
+    whatever their number. Derivatives then reach what comes as ``carry``, ``xs`` and ``args``: a step that
+    closes over anything that is differentiated or batched is refused. Make the step once, outside of the loss.
+
+    **Truncation.** With ``truncate=k`` derivatives stop at every k-th step, counted from the first: less memory and no
+    exploding derivatives, for a biased hypergradient.
 
     Args:
-        step: ``step(carry, x) -> (carry, y)``. The new carry is a tree of tensors like the old one.
+        step: ``step(carry, x, *args) -> (carry, y)``. The new carry is a tree of tensors like the old one.
         carry: A tree of tensors.
         xs: A tree of tensors whose leading dimension is that of the steps, or None: then x is None.
         length: The number of steps; needed if ``xs`` has no leaves.
+        args: What each step is given besides; trees of tensors if the step is compiled.
         checkpoint: True for checkpoints every √n steps, or the number of steps between them. Steps are then computed
-            more than once, so that they must be functions of their arguments alone. Under ``torch.compile`` it has no
-            effect: the compiler plans its memory itself.
-        truncate: The number of steps through which derivatives pass.
+            more than once, so that they must be functions of their arguments alone. Of a compiled step so many are
+            compiled as one (one unless given), and with True one at a time. Inside of a compiled function it has no
+            effect.
+        truncate: The number of steps after which derivatives stop.
 
     Returns:
         The last carry, and a tree of the ys stacked along a new leading dimension.
@@ -84,14 +90,13 @@ def unroll(
     window = _positive("truncate", truncate) or max(length, 1)
     root = math.isqrt(max(length - 1, 0)) + 1
     every = root if checkpoint is True else _positive("checkpoint", checkpoint or None)
-    compiled = hasattr(step, "made")
-    function = step.__wrapped__ if compiled else step
-    if torch.compiler.is_compiling() or length == 0 or (every is None and not compiled):
-        run = partial(_one_by_one, function, args)
-    elif compiled:
-        run = partial(_compiled, step, args, every or 1, checkpoint is True)
+    compiled: Any = step if hasattr(step, "made") else None
+    if torch.compiler.is_compiling() or length == 0 or (compiled is None and every is None):
+        run = partial(_one_by_one, step if compiled is None else compiled.__wrapped__, args)
+    elif compiled is not None:
+        run = partial(_compiled, compiled, args, every or 1, checkpoint is True)
     else:
-        run = partial(_recomputed, function, args, every)
+        run = partial(_recomputed, step, args, every or 1)
     rows = []
     for start in range(0, max(length, 1), window):
         some = xs if window >= length else tree.map(lambda x, start=start: x[start : start + window], xs)
