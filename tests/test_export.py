@@ -9,6 +9,7 @@ import boxopt as bx
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 
 BOX = bx.Box(-1.0, 0.75)
+QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # of the wrapper around the kernels
 PROGRAMS = {
     "box": (bx.chain(bx.adam(0.1), bx.project(BOX)), False),
     "box, packed": (bx.chain(bx.adam(0.1), bx.project(BOX)), True),
@@ -61,7 +62,9 @@ def test_a_flat_step_is_exported_saved_and_loaded(name, tmp_path):
 
 def test_a_flat_step_is_compiled_ahead_of_time(tmp_path):
     program, leaves, expected = exported("box, packed")
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "step.pt2"))
+    path = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "step.pt2"), inductor_configs=QUICK
+    )
     found = torch._inductor.aoti_load_package(path)(leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

@@ -261,3 +261,53 @@ def test_a_set_alone_sees_whole_leaves_of_packed_parameters(make):
     found = unpack(tx.update(unpack.pack(updates), tx.init(packed), packed)[0])
     for name, leaf in expected.items():
         assert torch.equal(found[name], leaf)
+
+
+@pytest.mark.parametrize("layers", [1, 12])
+def test_boxes_by_path_are_one_pass_over_packed_parameters(layers):
+    """The numbers of the leaves, eager and compiled: few pieces are told by their indices, many laid out."""
+    sets = bx.sets.ByPath({"*.w": bx.Box(-0.1, 0.3), "0.*": bx.sets.NonNegative()})
+    assert sets.separable
+    params = {f"{n}.{kind}": torch.randn(2, 3) for n in range(layers) for kind in ("w", "b", "c")}
+    params = sets.project(params)
+    packed, unpack = bx.pack(params)
+    updates = {name: torch.randn_like(param) for name, param in params.items()}
+    moves = unpack.pack(updates)
+    functions = [
+        lambda x, u: sets.step(x, u),
+        lambda x, u: sets.project(bx.apply_updates(x, u)),
+        lambda x, u: sets.land(x, sets.project(bx.apply_updates(x, u))),
+        lambda x, u: sets.tangent(x, u),
+        lambda x, u: sets.prox_barrier(bx.apply_updates(x, u), 0.1),
+        lambda x, u: sets.barrier_gradient(x, 0.1),
+        lambda x, u: sets.linear_minimizer(u),
+    ]
+    for function in functions:
+        expected, found = function(params, updates), function(packed, moves)
+        for name, leaf in unpack(found).items():
+            torch.testing.assert_close(leaf, expected[name], rtol=1e-6, atol=1e-7)
+    assert sets.violation(packed) == 0
+    assert sets.barrier(packed, 0.1) == sets.barrier(params, 0.1)
+    tx = bx.projected(bx.sgd(1.0), sets)
+    stepped = torch.compile(tx.update, backend="aot_eager", fullgraph=True)(moves, tx.init(packed), packed)[0]
+    for name, leaf in unpack(stepped).items():
+        torch.testing.assert_close(leaf, tx.update(updates, tx.init(params), params)[0][name], rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="no leaf matches 'x'"):
+        bx.project(bx.sets.ByPath({"x": bx.Box(0.0)})).init(packed)
+    assert not bx.sets.ByPath({"*": bx.Box(torch.zeros(2, 3))}).separable
+
+
+def test_bounds_leaf_by_leaf_in_a_donated_step():
+    """What is found of a step's dependences is found without numbers, which bounds must not ask for."""
+    params = {"w": torch.zeros(3), "b": torch.zeros(2)}
+    packed, unpack = bx.pack(params)
+    tx = bx.chain(bx.sgd(1.0), bx.project(bx.Box({"w": -0.1, "b": -2.0}, 1.0)))
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return bx.apply_updates(params, updates), state
+
+    gradients = unpack.pack({"w": torch.ones(3), "b": torch.ones(2)})
+    new, _ = bx.compile(step, donate_argnums=(0, 1), backend="aot_eager")(packed, tx.init(packed), gradients)
+    assert unpack(new)["b"].tolist() == [-1.0, -1.0]
+    assert unpack(new)["w"].tolist() == pytest.approx([-0.1] * 3)

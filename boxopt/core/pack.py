@@ -157,6 +157,16 @@ class Layout:
                 laid_out[name] = self._placed(name, along)
         return Packed(laid_out, self)
 
+    def mask(self, keep: Sequence[bool], like: Packed) -> Packed:
+        """Which numbers belong to some of the leaves, as Booleans along the buffers."""
+        return Packed(
+            {
+                name: _mask([(keep[i], math.prod(self.shapes[i])) for i in indices], like.buffers[name].device)
+                for name, indices in self._groups().items()
+            },
+            self,
+        )
+
     def _along(self, column: Sequence[Any], indices: Sequence[int], buffer: Tensor | None) -> Tensor:
         batch = () if buffer is None else tuple(buffer.shape[:-1])
         tensors = [_as_tensor(value, buffer) for value in column]
@@ -272,6 +282,23 @@ class Packed(NamedTuple):
             else:
                 row.append((buffer, start, stop))
         return Packed({name: layout._placed(name, _joined(row)) for name, row in pieces.items()}, layout)
+
+
+def _mask(pieces: list[tuple[bool, int]], device: torch.device) -> Tensor:
+    """Booleans, each so many times. A few runs are comparisons of indices, which a compiler makes without memory."""
+    runs: list[tuple[bool, int, int]] = []
+    stop = 0
+    for value, length in pieces:
+        start = runs.pop()[1] if runs and runs[-1][0] == value else stop
+        stop += length
+        runs.append((value, start, stop))
+    if torch.compiler.is_compiling() and len(runs) <= 16:
+        index, chosen = torch.arange(stop, device=device), torch.zeros((), dtype=torch.bool, device=device)
+        for value, start, end in runs:
+            if value:
+                chosen = chosen | ((index >= start) & (index < end))
+        return chosen
+    return torch.cat([torch.full((end - start,), value, device=device) for value, start, end in runs])
 
 
 def _all_alike(column: Sequence[Any]) -> bool:
@@ -408,7 +435,7 @@ def _as_tensor(value: Any, buffer: Tensor | None) -> Tensor:
     if isinstance(value, Tensor):
         return value if buffer is None else value.to(buffer.device)
     exact = torch.full((), float(value), dtype=torch.float64, device=None if buffer is None else buffer.device)
-    if buffer is None or torch.compiler.is_compiling():
+    if buffer is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return exact
     cast = exact.to(buffer.dtype)
     return cast if bool(cast == exact) else exact

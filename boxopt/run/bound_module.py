@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from boxopt.core import tree
+from boxopt.core.pack import Packed
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.intersection import ByPath
 
@@ -58,6 +59,7 @@ class ModuleSet(ByPath):
 
     def check(self, params: Any) -> None:
         """Raise a ``ValueError`` that names a leaf which is no parameter of the module's, or which does not fit."""
+        params = params.unpack() if isinstance(params, Packed) else params
         strange = [path for path in tree.paths(params) if path not in self.names]
         if strange:
             raise ValueError(

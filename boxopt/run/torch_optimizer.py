@@ -194,6 +194,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         if len(named) < len(params):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"several parameters of a group are called {', '.join(twice)}")
+        if self._fused:  # parameters of one role side by side: those that a pattern matches are few pieces then
+            return dict(sorted(named.items(), key=lambda item: item[0].split(".")[::-1]))
         return named
 
     def _join(self, number: int, params: dict[str, Tensor]) -> None:

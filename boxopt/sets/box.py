@@ -167,6 +167,11 @@ class Box(ConstraintSet):
 
         return self._map(solve, y, tree.expand(tau, y))
 
+    @property
+    def is_between_numbers(self) -> bool:
+        """Whether each bound is one number, or there is none."""
+        return all(bound is None or isinstance(bound, float | int) for bound in (self.lower, self.upper))
+
     def _map(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
         """Map ``function(leaf, lower, upper, *rest)`` over the leaves of ``x``."""
         lower = tree.expand(self.lower, x, none=-math.inf)
@@ -175,9 +180,9 @@ class Box(ConstraintSet):
 
     def _map_together(self, function: Callable[..., Any], x: Any, *rest: Any) -> Any:
         """`_map`, where bounds that are two numbers let small leaves go together."""
-        lower, upper = self.lower, self.upper
-        if not all(bound is None or isinstance(bound, float | int) for bound in (lower, upper)):
+        if not self.is_between_numbers:
             return self._map(function, x, *rest)
+        lower, upper = self.lower, self.upper
         return foreach.map(lambda leaf, *others: function(leaf, lower, upper, *others), x, *rest)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
+from boxopt.core.pack import Packed
 from boxopt.sets.base import ConstraintSet
+from boxopt.sets.box import Box
 from boxopt.sets.vectors import precise
 
 P = TypeVar("P")
@@ -173,7 +175,13 @@ class ByPath(ConstraintSet):
                 raise TypeError(f"ByPath maps patterns to sets, got {type(member).__name__} for {pattern!r}")
         self.sets = dict(sets)
 
+    @property
+    def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all sets are boxes between two numbers, which may be given packed parameters."""
+        return all(isinstance(member, Box) and member.is_between_numbers for member in self.sets.values())
+
     def check(self, params: Any) -> None:
+        params = params.unpack() if isinstance(params, Packed) else params
         tree.check_parameters(params)
         groups = self._groups(params)
         unused = [pattern for pattern in self.sets if not groups[pattern]]
@@ -194,6 +202,8 @@ class ByPath(ConstraintSet):
 
     def _map(self, apply: Callable[..., Any], x: Any, *rest: Any) -> Any:
         """The tree ``x`` with ``apply(set, group of x, *groups of rest)`` in the places of each group."""
+        if isinstance(x, Packed):
+            return self._choose(apply, x, x, *rest)
         leaves, structure = tree.flatten(x)
         replaced = dict(zip(tree.paths(x), leaves, strict=True))
         groups = [self._groups(each) for each in (x, *rest)]
@@ -202,7 +212,16 @@ class ByPath(ConstraintSet):
                 replaced |= apply(member, *(group[pattern] for group in groups))
         return tree.unflatten(structure, list(replaced.values()))
 
+    def _choose(self, apply: Callable[..., Any], otherwise: Any, x: Packed, *rest: Any) -> Any:
+        """As `_map` for packed trees: each set is applied to all numbers, of which its own are taken."""
+        groups = self._groups(x.layout.structure)
+        for pattern, member in self.sets.items():
+            own = x.layout.mask([path in groups[pattern] for path in x.layout.paths], x)
+            otherwise = tree.map(torch.where, own, apply(member, x, *rest), otherwise)
+        return otherwise
+
     def _fold(self, function: Callable[[Any, Any], Any], apply: Callable[..., Tensor], x: Any) -> Tensor:
+        x = x.unpack() if isinstance(x, Packed) else x
         groups = self._groups(x)
         return tree.reduce(
             function, [apply(member, groups[name]) for name, member in self.sets.items() if groups[name]]
@@ -215,6 +234,11 @@ class ByPath(ConstraintSet):
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         free = tree.map(torch.sub, target, params)
         return self._with_free(lambda member, p, u, t: member.land(p, t, strictly=strictly), params, free, target)
+
+    def step(self, params: P, updates: P, step_size: Any = 1.0) -> P:
+        if isinstance(params, Packed):
+            return self._choose(lambda member, p, u: member.step(p, u), updates, params, updates)
+        return super().step(params, updates, step_size)
 
     def violation(self, x: Any) -> Tensor:
         return self._fold(torch.maximum, lambda member, group: member.violation(group), x)
@@ -241,6 +265,8 @@ class ByPath(ConstraintSet):
 
     def _with_free(self, apply: Callable[..., Any], x: Any, free: Any, *rest: Any) -> Any:
         """As `_map`, with ``free``'s leaves where no set applies."""
+        if isinstance(x, Packed):
+            return self._choose(apply, free, x, free, *rest)
         result = self._map(apply, x, free, *rest)
         bound = {path for group in self._groups(x).values() for path in group}
         return tree.map_with_path(lambda path, new, other: new if path in bound else other, result, free)
