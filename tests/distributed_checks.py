@@ -1,7 +1,11 @@
 """What test_distributed.py checks on several processes; each function runs on all of them."""
 
+import contextlib
+import io
 import os
+import re
 import traceback
+from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -26,7 +30,7 @@ def two(rank, world, folder):
     mesh = init_device_mesh("cpu", (world,))
     failures = [failure for entry in ENTRIES if (failure := _failure(_entry, entry, mesh))]
     failures += [failure for entry in SETS if (failure := _failure(_set, entry, mesh))]
-    for each in (bounds, norms, diagnostics, nan_is_seen, random_rounding, packing, data_parallel, ensemble, misuse):
+    for each in (bounds, norms, diagnostics, nan_is_seen, random_rounding, packing, captured, data_parallel, ensemble, misuse):
         failures += [failure] if (failure := _failure(each, None, mesh)) else []
     assert not failures, "\n".join(failures)
     _fully_sharded(mesh, 0, 3, None, folder / "one")
@@ -46,6 +50,17 @@ def one(rank, world, folder):
     close(full(params), _alone(0, 9), 1e-6)
     assert float(bx.violation(bx.sets.ByPath(EXACT), params)) == 0
     close(full(_members(mesh, 6, 9, folder / "two", None)), _members_alone(0, 9), 1e-6)
+    page()
+
+
+def page():
+    """docs/scale.md prints what it says."""
+    text = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "scale.md", "exec"), {})
+    assert printed.getvalue().splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
 
 
 def dies(rank, world, folder):
@@ -247,6 +262,19 @@ def packing(mesh):
     close(full(there), bx.state_to_dict(expected_state), 1e-6)
     again = bx.state_from_dict(bx.state_to_dict(state), like=tx.init(cut(params, mesh)))
     close(full(bx.state_to_dict(again)), full(bx.state_to_dict(state)), 0)
+
+
+def captured(mesh):
+    """torch.compile takes a step of sharded parameters whole."""
+    tx = bx.chain(bx.clip_by_global_norm(0.1), bx.adam(0.1), bx.project(bx.Box(-0.5, 0.5)))
+    params = cut(example(6), mesh)
+
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return bx.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    close(full(torch.compile(step, fullgraph=True, backend="eager")(params, state)), full(step(params, state)), 1e-6)
 
 
 def misuse(mesh):
