@@ -130,7 +130,7 @@ def local(x: Any) -> Any:
     return x.to_local() if is_sharded(x) else x
 
 
-def like(value: Any, x: Tensor | Place) -> Any:
+def like(value: Any, x: Any) -> Any:
     """A tensor that broadcasts to ``x`` and is the same on all processes, cut as ``x`` is; nothing is communicated."""
     if is_sharded(value):
         return reduced(value)
@@ -150,7 +150,7 @@ def placed(x: Any, like: Any) -> Any:
 def local_like(value: Any, x: Any) -> Any:
     """This process's part of a tensor that broadcasts to ``x``."""
     if not isinstance(value, Tensor) or not value.ndim:
-        return value.full_tensor() if is_sharded(value) else value
+        return whole(value)
     value = like(value, x)
     return (placed(value, x) if value.shape == x.shape else value).to_local()
 
