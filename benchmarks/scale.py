@@ -2,9 +2,9 @@
 
     make bench                        (or: python benchmarks/scale.py)
 
-Processes have one thread each and are joined by gloo. On a machine with two cores the exchange itself is a copy in memory:
-what is measured is the work of each process; what it hands to collectives is counted, and so independent of the machine.
-The extrapolation is arithmetic on these counts: see docs/scale.md.
+Processes have one thread each and are joined by gloo. On a machine with two cores the exchange itself is a copy in
+memory: what is measured is the work of each process; what it hands to collectives is counted, and so independent of the
+machine. The extrapolation is arithmetic on these counts: see docs/scale.md.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def ensemble(mesh: object, world: int, results: dict[str, object]) -> None:
     tx = bx.chain(bx.adam(1e-2), bx.project(BOX))
     generator = torch.Generator().manual_seed(0)
     sizes = {"w": (16, 32), "v": (32, 1)}
-    params = {
-        name: 0.1 * torch.randn(world * MEMBERS, *size, generator=generator) for name, size in sizes.items()
-    }
+    params = {name: 0.1 * torch.randn(world * MEMBERS, *size, generator=generator) for name, size in sizes.items()}
     x = torch.randn(64, 16, generator=generator)
 
     def loss(p: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -182,7 +180,7 @@ def extrapolated(devices: int) -> dict[str, float]:
         "clip_by_global_norm: 4 bytes": exchange("all_reduce", 4, devices),
         "lamb: 2 norms a leaf, 4 bytes each": exchange("all_reduce", 8 * LEAVES, devices, 2 * LEAVES),
         "an L2Ball a leaf: 2 norms a leaf, 8 bytes each": exchange("all_reduce", 16 * LEAVES, devices, 2 * LEAVES),
-        "a Simplex a column: 3 leaves gathered": exchange("all_gather", 3 * 4 * own, devices, 3 * LEAVES),
+        "a Simplex a column: 2 leaves gathered": exchange("all_gather", 2 * 4 * own, devices, 2 * LEAVES),
         "muon: the leaf gathered": exchange("all_gather", 4 * own, devices, LEAVES),
         "muon: the same arithmetic on each device": newton_schulz / OPERATIONS,
     }

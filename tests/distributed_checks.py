@@ -1,8 +1,13 @@
 """What test_distributed.py checks on several processes; each function runs on all of them."""
 
+import contextlib
+import io
 import os
+import re
 import traceback
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.utils._pytree as pytree
@@ -26,7 +31,18 @@ def two(rank, world, folder):
     mesh = init_device_mesh("cpu", (world,))
     failures = [failure for entry in ENTRIES if (failure := _failure(_entry, entry, mesh))]
     failures += [failure for entry in SETS if (failure := _failure(_set, entry, mesh))]
-    for each in (bounds, norms, diagnostics, nan_is_seen, random_rounding, packing, data_parallel, ensemble, misuse):
+    for each in (
+        bounds,
+        norms,
+        diagnostics,
+        nan_is_seen,
+        random_rounding,
+        packing,
+        captured,
+        data_parallel,
+        ensemble,
+        misuse,
+    ):
         failures += [failure] if (failure := _failure(each, None, mesh)) else []
     assert not failures, "\n".join(failures)
     _fully_sharded(mesh, 0, 3, None, folder / "one")
@@ -46,6 +62,17 @@ def one(rank, world, folder):
     close(full(params), _alone(0, 9), 1e-6)
     assert float(bx.violation(bx.sets.ByPath(EXACT), params)) == 0
     close(full(_members(mesh, 6, 9, folder / "two", None)), _members_alone(0, 9), 1e-6)
+    page()
+
+
+def page():
+    """docs/scale.md prints what it says."""
+    text = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "scale.md", "exec"), {})
+    assert printed.getvalue().splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
 
 
 def dies(rank, world, folder):
@@ -102,11 +129,11 @@ def example(rows=5, dtype=torch.float32):
 def _steps(tx, params, put, steps=2):
     params = put(params)
     state = tx.init(params)
-    communication = None
+    communication = bx.count_communication()
     for step in range(steps):
         noise = put(normal(full(params), step))
         gradients = pytree.tree_map(lambda p, n: 2 * p + n, params, noise)
-        with bx.count_communication() as communication:
+        with communication:
             updates, state = tx.update(gradients, state, params)
             params = bx.apply_updates(params, updates)
     return params, state, communication
@@ -182,7 +209,8 @@ def norms(mesh):
     with bx.count_communication() as communication:
         tx = bx.clip_by_global_norm(0.1)
         tx.update(params, tx.init(params), params)
-    assert dict(communication.calls) == {"all_reduce": 1} and communication.bytes.total() == 4
+    assert dict(communication.calls) == {"all_reduce": 1}
+    assert communication.bytes.total() == 4
     x = params["weight"]
     for constraint, calls, most in (
         (bx.sets.Simplex(), {}, 0),
@@ -220,7 +248,8 @@ def nan_is_seen(mesh):
         tx = bx.skip_nonfinite(bx.sgd(0.1))
         there = cut({"x": x}, mesh)
         updates, state = tx.update(there, tx.init(there), there)
-        assert not bool(state.last_finite) and full(updates)["x"].eq(0).all()
+        assert not bool(state.last_finite)
+        assert full(updates)["x"].eq(0).all()
 
 
 def random_rounding(mesh):
@@ -242,38 +271,39 @@ def packing(mesh):
     expected, expected_state, _ = _steps(plain, params, lambda tree: tree)
     got, state, communication = _steps(tx, params, lambda tree: cut(tree, mesh))
     close(full(got), expected, 1e-6)
-    assert communication.bytes.total() == 4
+    assert communication.bytes.total() == 2 * 4  # in two steps
     there = {name.removeprefix("inner."): x for name, x in bx.state_to_dict(state).items()}
     close(full(there), bx.state_to_dict(expected_state), 1e-6)
     again = bx.state_from_dict(bx.state_to_dict(state), like=tx.init(cut(params, mesh)))
     close(full(bx.state_to_dict(again)), full(bx.state_to_dict(state)), 0)
 
 
+def captured(mesh):
+    """torch.compile takes a step of sharded parameters whole."""
+    tx = bx.chain(bx.clip_by_global_norm(0.1), bx.adam(0.1), bx.project(bx.Box(-0.5, 0.5)))
+    params = cut(example(6), mesh)
+
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return bx.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    close(full(torch.compile(step, fullgraph=True, backend="eager")(params, state)), full(step(params, state)), 1e-6)
+
+
 def misuse(mesh):
-    with _raises(ValueError, "not divided evenly"):
+    with pytest.raises(ValueError, match="not divided evenly"):
         bx.pack(cut(example(5), mesh))
-    with _raises(ValueError, "not sharded"):
+    with pytest.raises(ValueError, match="not sharded"):
         bx.pack({"a": cut(torch.zeros(4), mesh), "b": torch.zeros(4)})
-    with _raises(ValueError, "without one"):
+    with pytest.raises(ValueError, match="without one"):
         bx.shard_members(torch.zeros(1, 3), mesh)
-    with _raises(ValueError, "no argument is sharded"):
+    with pytest.raises(ValueError, match="no argument is sharded"):
         bx.on_members(lambda x: x)(torch.zeros(4))
-    with _raises(ValueError, "members in front"):
+    with pytest.raises(ValueError, match="members in front"):
         bx.on_members(lambda x: x.sum(0))(bx.shard_members(torch.zeros(4, 3), mesh))
-    with _raises(ValueError, "cut along their first dimension"):
+    with pytest.raises(ValueError, match="cut along their first dimension"):
         bx.on_members(lambda x: x)(cut(torch.zeros(4, 4), mesh, 1))
-
-
-class _raises:
-    def __init__(self, kind, message):
-        self.kind, self.message = kind, message
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        assert kind is not None and issubclass(kind, self.kind) and self.message in str(error), (self.message, error)
-        return True
 
 
 # --- training ----------------------------------------------------------------------------------------------------

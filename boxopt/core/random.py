@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,9 +121,7 @@ def _local_places(x: Tensor, device: torch.device) -> Tensor:
     return places
 
 
-def normal(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None
-) -> Tensor:
+def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, like: Tensor | None = None) -> Tensor:
     """Numbers of the standard normal distribution, by the inverse of its distribution function.
 
     Args:

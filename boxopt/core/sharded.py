@@ -7,18 +7,26 @@ a sum each process has a part, and the parts are added up when the sum is used. 
 - what needs whole vectors, or matrices, runs on the local ones, or on all of them if they are cut: `on_vectors`;
 - a tensor that is made anew is cut as the others are: `like`.
 
-Here a tensor is *sharded* if it is a ``DTensor``, be it the same on all processes. This module does not import
-``torch.distributed``, which some builds of torch lack, before there is such a tensor.
+Here a tensor is *sharded* if it is a ``DTensor``, be it the same on all processes. Some builds of torch lack
+``torch.distributed``: there no tensor is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed
 from torch import Tensor
+
+if TYPE_CHECKING or torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    _SHARDED: tuple[type, ...] = (DTensor,)
+else:
+    _SHARDED = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def place_of(x: Any) -> Place | None:
 
 def is_sharded(x: Any) -> bool:
     """Whether a value is a ``DTensor``."""
-    return isinstance(x, Tensor) and hasattr(x, "full_tensor")
+    return isinstance(x, _SHARDED)
 
 
 def amax(x: Tensor) -> Tensor:
@@ -72,8 +80,6 @@ def amax_along(x: Tensor, dims: Sequence[int]) -> Tensor:
     """The largest numbers along some dimensions, kept with size 1, also where a process has none of them."""
     if not is_sharded(x):
         return x.amax(tuple(dims), keepdim=True)
-    from torch.distributed.tensor import Partial
-
     x = _without_parts(x)
     part: Any = local(x)
     empty = part.new_full([1 if dim in dims else size for dim, size in enumerate(part.shape)], -torch.inf)
@@ -85,8 +91,6 @@ def amax_along(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 def _largest_of_all(number: Tensor, x: Any) -> Tensor:
     """The largest of the processes' numbers, to be `reduced`; one that all share is as good a part as any."""
-    from torch.distributed.tensor import DTensor, Partial
-
     return DTensor.from_local(number, x.device_mesh, [Partial("max")] * x.device_mesh.ndim, run_check=False)
 
 
@@ -111,15 +115,11 @@ def _without_parts(x: Any) -> Any:
     """A sharded tensor of which no process has only a part of a sum."""
     if not any(placement.is_partial() for placement in x.placements):
         return x
-    from torch.distributed.tensor import Replicate
-
     return x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
 
 
 def _nan_or_extreme(x: Any) -> Tensor:
     """The largest or least of the processes' numbers, or NaN if one is: gathered, since reductions may lose a NaN."""
-    from torch.distributed.tensor import DTensor, Replicate, Shard
-
     places = [Shard(0) if p.is_partial() else Replicate() for p in x.placements]
     parts = DTensor.from_local(x.to_local().reshape(1), x.device_mesh, places, run_check=False).full_tensor()
     return parts.amax() if any(p.is_partial("max") for p in x.placements) else parts.amin()
@@ -130,14 +130,12 @@ def local(x: Any) -> Any:
     return x.to_local() if is_sharded(x) else x
 
 
-def like(value: Any, x: Tensor | Place) -> Any:
+def like(value: Any, x: Any) -> Any:
     """A tensor that broadcasts to ``x`` and is the same on all processes, cut as ``x`` is; nothing is communicated."""
     if is_sharded(value):
         return reduced(value)
-    if not isinstance(value, Tensor) or not value.ndim or not hasattr(x, "placements"):
+    if not isinstance(value, Tensor) or not value.ndim or not (is_sharded(x) or isinstance(x, Place)):
         return value
-    from torch.distributed.tensor import DTensor, Replicate
-
     value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
     places = [p if p.is_shard() and value.shape[p.dim] == x.shape[p.dim] else Replicate() for p in x.placements]
     everywhere = DTensor.from_local(value, x.device_mesh, [Replicate()] * len(places), run_check=False)
@@ -152,15 +150,13 @@ def placed(x: Any, like: Any) -> Any:
 def local_like(value: Any, x: Any) -> Any:
     """This process's part of a tensor that broadcasts to ``x``."""
     if not isinstance(value, Tensor) or not value.ndim:
-        return value.full_tensor() if is_sharded(value) else value
+        return whole(value)
     value = like(value, x)
     return (placed(value, x) if value.shape == x.shape else value).to_local()
 
 
 def join(part: Tensor, x: Any) -> Tensor:
     """The sharded tensor with the shape and the placements of ``x`` of which this is the process's part."""
-    from torch.distributed.tensor import DTensor
-
     stride = _contiguous(x.shape)
     return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=stride)
 
@@ -171,8 +167,6 @@ def join_row(part: Tensor, members: Sequence[Place]) -> Tensor:
     Its numbers are in the order of processes, which differs from that of the tensors and from one number of processes
     to another.
     """
-    from torch.distributed.tensor import Replicate, Shard
-
     size = torch.Size([sum(place.shape.numel() for place in members)])
     placements = tuple(Shard(0) if p.is_shard() else Replicate() for p in members[0].placements)
     return join(part, Place(members[0].device_mesh, placements, size, part.shape))
@@ -231,8 +225,6 @@ def on_vectors(
         return join(result, leaf)
     if combine == "max":
         return _largest_of_all(result, leaf)
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
     places = [Partial(combine) if p.is_shard() else Replicate() for p in leaf.placements]  # pyright: ignore[reportAttributeAccessIssue]
     return DTensor.from_local(result, leaf.device_mesh, places, run_check=False)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import VectorRegularizer
 from boxopt.regularizers.elastic_net import soft_threshold
@@ -124,19 +124,19 @@ class SparseGroupLasso(VectorRegularizer):
 
 def _length(x: Tensor) -> Tensor:
     """The norm of each vector, [..., 1], with derivative 0 at 0."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
+    largest = sharded.reduced(x.detach().abs().amax(-1, keepdim=True))
     scale = torch.where(largest > 0, largest, 1.0)
-    square = ((x / scale) ** 2).sum(-1, keepdim=True)
+    square = sharded.reduced(((x / scale) ** 2).sum(-1, keepdim=True))
     return torch.where(largest > 0, torch.where(largest > 0, square, 1.0).sqrt() * scale, 0.0)
 
 
 def _shrink(y: Tensor, step: Tensor, weight: Tensor) -> Tensor:
     """The proximal step of weight·‖x‖₂."""
-    largest = y.detach().abs().amax(-1, keepdim=True)
+    largest = sharded.reduced(y.detach().abs().amax(-1, keepdim=True))
     scale = torch.where(largest > 0, largest, 1.0)
     y, force = y / scale, weight * step / scale
     if step.ndim == 0:
-        square = (y * y).sum(-1, keepdim=True)
+        square = sharded.reduced((y * y).sum(-1, keepdim=True))
         settled = square.detach().sqrt() <= force.detach()
         factor = 1 - force / torch.where(settled, 1.0, square).sqrt()
     else:

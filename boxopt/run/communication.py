@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from boxopt.core import tree
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "_dtensor")
 _NO_EXCHANGE = ("wait_tensor", "_wrap_tensor_autograd", "barrier")
@@ -56,10 +57,10 @@ class count_communication(TorchDispatchMode):  # noqa: N801  (used as a function
         if any(hasattr(kind, "full_tensor") for kind in types):
             return NotImplemented  # a DTensor: let it make plain operations of this, and its collectives
         result = func(*args, **(kwargs or {}))
-        name = func.__name__.split(".")[0]
+        name: str = func.__name__.split(".")[0]
         if func.namespace in _NAMESPACES and name not in _NO_EXCHANGE:
             given = args[name in _INPUT_SECOND]
-            tensors = [x for x in torch.utils._pytree.tree_leaves(given) if isinstance(x, Tensor)]
-            self.calls[_NAMES.get(name, name)] += 1
-            self.bytes[_NAMES.get(name, name)] += sum(x.nbytes for x in tensors)
+            kind = _NAMES.get(name) or name
+            self.calls[kind] += 1
+            self.bytes[kind] += sum(x.nbytes for x in tree.leaves(given) if isinstance(x, Tensor))
         return result

@@ -118,8 +118,8 @@ def best_members(ensemble: T, losses: Tensor, count: int = 1) -> tuple[T, Tensor
         count: How many.
 
     Returns:
-        An ensemble of ``count`` members, and their places in the one given, an int64 tensor. If the members are sharded,
-        every process gets the same: the losses are gathered, and then these members alone.
+        An ensemble of ``count`` members, and their places in the one given, an int64 tensor. If the members are
+        sharded, every process gets the same: the losses are gathered, and then these members alone.
 
     Raises:
         ValueError: ``losses`` has another shape, or there are fewer members than ``count``.

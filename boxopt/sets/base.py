@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.transform import apply_updates
 
 P = TypeVar("P")
@@ -40,7 +40,23 @@ class ConstraintSet:
 
     def step(self, params: P, updates: P, step_size: Any = 1.0) -> P:
         """The update that takes ``params`` to the projection of ``params + updates``."""
+        if any(self._is_cut(leaf) for leaf in tree.leaves(params)):
+            return self._step_gathered(params, updates, step_size)
         return self.land(params, self.project(apply_updates(params, updates), step_size))
+
+    def _is_cut(self, leaf: Tensor) -> bool:
+        """Whether a sharded leaf has to be gathered, because it cuts what the set constrains together."""
+        return False
+
+    def _step_gathered(self, params: P, updates: P, step_size: Any) -> P:
+        """`step` on whole leaves, gathered once rather than for the projection and for landing on it."""
+
+        def gathered(leaf: Tensor, value: Any) -> Any:
+            return sharded.whole(value) if self._is_cut(leaf) else value
+
+        values = (params, updates, tree.expand(step_size, params))
+        made = self.step(*(tree.map(gathered, params, value) for value in values))
+        return tree.map(sharded.like, made, params)
 
     def violation(self, x: Any) -> Tensor:
         """How far ``x`` is outside, as a scalar in the parameters' units: 0 inside and on the boundary."""

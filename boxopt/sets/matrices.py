@@ -51,6 +51,9 @@ class MatrixSet(ConstraintSet):
         """The violation of each matrix, [...]."""
         raise NotImplementedError
 
+    def _is_cut(self, leaf: Tensor) -> bool:
+        return sharded.cuts(leaf, (leaf.ndim - 2, leaf.ndim - 1))
+
     def check(self, params: Any) -> None:
         tree.check_parameters(params)
 

@@ -125,6 +125,9 @@ class VectorSet(Vectorwise, ConstraintSet):
 
     # What every vector set has from it.
 
+    def _is_cut(self, leaf: Tensor) -> bool:
+        return not self.reduces and sharded.is_sharded(leaf) and sharded.cuts(leaf, _axes(leaf, self.dim))
+
     def check(self, params: Any) -> None:
         tree.check_parameters(params)
         tree.map(self._check, params, *self._hyper(params))

@@ -69,7 +69,9 @@ def skip_large_updates(
 
 def all_finite(values: Any) -> Tensor:
     """Whether every number of a tree is finite, as a boolean scalar."""
-    if any(sharded.is_sharded(leaf) for leaf in tree.leaves(values)):  # one sum for all leaves, NaN if one is not finite
+    if any(
+        sharded.is_sharded(leaf) for leaf in tree.leaves(values)
+    ):  # one sum for all leaves, NaN if one is not finite
         return tree.reduce(torch.add, tree.map(lambda x: (x.detach() * 0).sum(), values)) == 0
     found = tree.map(lambda x: _finite(x).all(), values)
     return tree.reduce(torch.logical_and, found).to(torch.bool) if tree.leaves(found) else torch.tensor(True)
