@@ -142,6 +142,7 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.minimize import minimize
 from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
@@ -184,6 +185,7 @@ __all__ = [
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
+    "LBFGSBState",
     "Layout",
     "LookaheadState",
     "MaskedNode",
@@ -278,6 +280,7 @@ __all__ = [
     "lamb",
     "lars",
     "lbfgs",
+    "lbfgsb",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
