@@ -1,13 +1,14 @@
 r"""A line search for the strong Wolfe conditions, one trial at a time.
 
-Along a feasible segment, $\phi(\alpha) = f(x + \alpha d)$ for $0 \le \alpha \le \alpha_{\max}$, a step is accepted where
+Along a feasible segment, $\phi(\alpha) = f(x + \alpha d)$ for $0 \le \alpha \le \alpha_{\max}$, a step is accepted
+where
 
 $$ \phi(\alpha) \le \phi(0) + c_1 \alpha \phi'(0), \qquad |\phi'(\alpha)| \le c_2 |\phi'(0)|. $$
 
 The search keeps an interval of steps: at its end ``low`` the loss is the lowest so far, and the slope there points
-into the interval, so that acceptable steps lie inside. As long as ``high`` is infinite the next step is an extrapolation;
-afterwards it is the minimum of the cubic through both ends, kept away from them, and the middle where that did not
-shrink the interval enough. At $\alpha_{\max}$ decrease is enough, since the segment ends.
+into the interval, so that acceptable steps lie inside. As long as ``high`` is infinite the next step is an
+extrapolation; afterwards it is the minimum of the cubic through both ends, kept away from them, and the middle where
+that did not shrink the interval enough. At $\alpha_{\max}$ decrease is enough, since the segment ends.
 """
 
 from __future__ import annotations
