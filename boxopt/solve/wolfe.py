@@ -20,7 +20,7 @@ from torch import Tensor
 
 DECREASE, CURVATURE = 1e-3, 0.9
 FEWEST, MOST = 1.1, 4.0  # an extrapolated step goes this many times as far beyond the last
-PATIENCE, TRIALS = 10, 20  # after so many trials decrease is enough; after so many the search has failed
+PATIENCE, TRIALS = 12, 20  # after so many trials decrease is enough; after so many the search has failed
 
 
 class Point(NamedTuple):
@@ -75,7 +75,7 @@ def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search
     decreases = value <= start.value + DECREASE * here.step * start.slope
     flat = slope.abs() <= -CURVATURE * start.slope
     # Where the decrease is lost in rounding, the slopes tell it (Hager and Zhang's approximate condition).
-    equal = (value <= start.value + noise) & (slope <= (2 * DECREASE - 1) * start.slope)
+    equal = ((value - start.value).abs() <= noise) & (slope <= (2 * DECREASE - 1) * start.slope)
     ends = (here.step >= search.limit) & (slope <= 0)
     enough = decreases | equal
     accepted = enough & (flat | ends | (search.trials >= PATIENCE))
