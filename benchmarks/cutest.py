@@ -158,18 +158,17 @@ def run_boxopt(
     return record.trace
 
 
-def run_scipy(method: str, problem: Problem, tol: float, limit: int) -> Trace:
-    """A method of ``scipy.optimize.minimize``, whose other tolerances are 0, and with as many pairs as ours."""
+def run_scipy(problem: Problem, tol: float, limit: int) -> Trace:
+    """SciPy's L-BFGS-B, with no other tolerance and as many pairs as ours."""
     record = _Recorder(problem)
-    options = {"L-BFGS-B": {"maxfun": limit, "maxiter": limit, "maxcor": 10}, "TNC": {"maxfun": limit, "xtol": 0.0}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scipy.optimize.minimize(
             record,
             problem.start,
             jac=True,
-            method=method,
+            method="L-BFGS-B",
             bounds=scipy.optimize.Bounds(problem.lower, problem.upper),
-            options={"gtol": tol, "ftol": 0.0, **options[method]},
+            options={"gtol": tol, "ftol": 0.0, "maxfun": limit, "maxiter": limit, "maxcor": 10},
         )
     return record.trace

@@ -21,8 +21,7 @@ import boxopt as bx
 
 SOLVERS = {
     "boxopt lbfgsb": partial(run_boxopt, bx.lbfgsb),
-    "SciPy L-BFGS-B": partial(run_scipy, "L-BFGS-B"),
-    "SciPy TNC": partial(run_scipy, "TNC"),
+    "SciPy L-BFGS-B": run_scipy,
 }
 OURS, REFERENCE = "boxopt lbfgsb", "SciPy L-BFGS-B"
 SLOW = 0.2  # seconds an evaluation

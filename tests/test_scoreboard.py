@@ -22,7 +22,7 @@ def traces():
         problem = cutest.load(name)
         tol = cutest.tolerance(problem)
         ours = cutest.run_boxopt(bx.lbfgsb, problem, tol, EVALUATIONS)
-        found[name] = tol, ours, cutest.run_scipy("L-BFGS-B", problem, tol, EVALUATIONS)
+        found[name] = tol, ours, cutest.run_scipy(problem, tol, EVALUATIONS)
     return found
 
 

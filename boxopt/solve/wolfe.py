@@ -20,7 +20,7 @@ from torch import Tensor
 
 DECREASE, CURVATURE = 1e-3, 0.9
 FEWEST, MOST = 1.1, 4.0  # an extrapolated step goes this many times as far beyond the last
-PATIENCE, TRIALS = 12, 20  # after so many trials decrease is enough; after so many the search has failed
+PATIENCE, TRIALS = 15, 20  # after so many trials decrease is enough; after so many the search has failed
 
 
 class Point(NamedTuple):
