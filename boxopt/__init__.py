@@ -144,7 +144,9 @@ from boxopt.schedules import (
 from boxopt.sets import Box
 from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.minimize import minimize
+from boxopt.solve.multistart import multistart
 from boxopt.solve.result import Result, Status
+from boxopt.solve.scipy_minimize import scipy_minimize
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -293,6 +295,7 @@ __all__ = [
     "mirror",
     "monitor",
     "multi_steps",
+    "multistart",
     "nadam",
     "nadamw",
     "named_chain",
@@ -353,6 +356,7 @@ __all__ = [
     "scale_by_yogi",
     "scale_by_zoom_linesearch",
     "schedules",
+    "scipy_minimize",
     "set_to_zero",
     "sets",
     "sgd",
