@@ -133,3 +133,11 @@ def test_six_ways(tmp_path):
         assert float(runs[name].end[1] - 1) == pytest.approx(0.6 / 11, rel=1e-3)
     slack = 1 - runs["barrier"].end[1]
     assert float(0.02 / slack - 0.02 / (1 - slack)) == pytest.approx(float(0.6 + slack), rel=1e-2)
+
+
+def test_gp_hyperparameters():
+    pytest.importorskip("botorch", reason="the extra interop is not installed")
+    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])
+    assert len(rows) == 4
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model
