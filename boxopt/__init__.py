@@ -147,6 +147,7 @@ from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squ
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
 from boxopt.solve.losses import Poisson
 from boxopt.solve.minimize import minimize
+from boxopt.solve.nnls import bvls, nnls
 from boxopt.solve.result import Result, Status
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
@@ -246,6 +247,7 @@ __all__ = [
     "apply_if_finite",
     "apply_updates",
     "barrier",
+    "bvls",
     "centralize",
     "chain",
     "clip",
@@ -304,6 +306,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "named_chain",
+    "nnls",
     "noisy_sgd",
     "normalize_by_update_norm",
     "novograd",

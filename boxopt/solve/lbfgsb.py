@@ -61,9 +61,7 @@ def _start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSBState:
     return LBFGSBState(iterate, point, no, torch.zeros_like(point), search, model, ~no)
 
 
-def _advance(
-    flat: Flat, box: Box, state: LBFGSBState, gradient: Tensor, value: Tensor, *, memory: int
-) -> LBFGSBState:
+def _advance(flat: Flat, box: Box, state: LBFGSBState, gradient: Tensor, value: Tensor, *, memory: int) -> LBFGSBState:
     old, kind = state.iterate, _model(state.trial.shape[0], memory)
     lower, upper = flat.bounds(box)
     first = old.accepted == 0
@@ -123,7 +121,9 @@ def _direction(kind: Any, model: Any, iterate: Iterate, lower: Tensor, upper: Te
     share = torch.where(onward == 0, torch.inf, room).amin().clamp(0.0, 1.0)
     truncated = cauchy + share * onward
 
-    best = torch.where(_decrease(kind, model, gradient, projected) > _decrease(kind, model, gradient, truncated), projected, truncated)
+    best = torch.where(
+        _decrease(kind, model, gradient, projected) > _decrease(kind, model, gradient, truncated), projected, truncated
+    )
     return torch.where(gradient @ best < 0, best, cauchy)
 
 

@@ -34,9 +34,7 @@ def start(point: Tensor, memory: int) -> PairModel:
 
 def append(model: PairModel, step: Tensor, slope: Tensor) -> PairModel:
     """The model after a step s along which the gradient changed by y, where s·y > 0."""
-    return PairModel(
-        torch.cat([model.steps[1:], step.unsqueeze(0)]), torch.cat([model.slopes[1:], slope.unsqueeze(0)])
-    )
+    return PairModel(torch.cat([model.steps[1:], step.unsqueeze(0)]), torch.cat([model.slopes[1:], slope.unsqueeze(0)]))
 
 
 def times(model: PairModel, vector: Tensor) -> Tensor:

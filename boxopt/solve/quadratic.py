@@ -37,7 +37,7 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         for linear least squares problems with nonnegative variables", Mathematics of Computation 63, 1994.
     """
     size = gradient.shape[-1]
-    step = torch.clamp(-gradient / (size * matrix.diagonal()), low, high)
+    step = torch.clamp(-gradient / (size * diagonal(matrix)), low, high)
     value = _model(matrix, gradient, step)
     at_low, at_high = (low >= 0) & (gradient > 0), (high <= 0) & (gradient < 0)
     for _ in range(rounds):
@@ -60,7 +60,18 @@ def held_solution(
     place = torch.where(at_low, low, torch.where(at_high, high, torch.zeros_like(low)))
     right = torch.where(held, place, -(gradient + times(matrix, place)))
     masked = torch.where(held | held[:, None], torch.zeros_like(matrix), matrix)
-    return solve(masked + torch.diag(held.to(matrix.dtype)), right)
+    return solve(add_diagonal(masked, held.to(matrix.dtype)), right)
+
+
+def diagonal(matrix: Tensor) -> Tensor:
+    """The diagonal, in operations that are compiled together with others."""
+    on = torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device)
+    return torch.where(on, matrix, torch.zeros_like(matrix)).sum(-1)
+
+
+def add_diagonal(matrix: Tensor, added: Tensor) -> Tensor:
+    """The matrix with a vector added to its diagonal."""
+    return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device) * added[..., None, :]
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
