@@ -123,8 +123,10 @@ def _levenberg_marquardt_update(
     updates: P, state: LevenbergMarquardtState, params: P, *, value: Tensor, curvature: Tensor, box: Box
 ) -> tuple[P, LevenbergMarquardtState]:
     flat = Flat.of(params)
-    point, gradient = flat.ravel(params), flat.ravel(updates)
-    new = _advance(*flat.bounds(box), state, gradient, value, curvature.to(gradient))
+    point, gradient, state, value, curvature, lower, upper = tree.map(
+        torch.detach, (flat.ravel(params), flat.ravel(updates), state, value, curvature, *flat.bounds(box))
+    )
+    new = _advance(lower, upper, state, gradient, value, curvature.to(gradient))
     arrived = is_near(flat, point, state.trial)
     new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
     return box.land(params, flat.unravel(new.trial)), new
