@@ -197,7 +197,9 @@ def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tens
     both = free[..., :, None] & free[..., None, :]
     identity = torch.eye(free.shape[-1], dtype=curvature.dtype, device=curvature.device)
     factor, failed = torch.linalg.cholesky_ex(torch.where(both, curvature, identity))
-    unscaled = torch.where(failed[..., None, None] == 0, torch.cholesky_inverse(factor), torch.inf)
+    failed = failed[..., None, None] > 0
+    inverse = torch.cholesky_inverse(torch.where(failed, identity, factor))
+    unscaled = torch.where(failed, torch.inf, inverse)
     degrees = result.degrees.to(curvature.dtype)
     known = torch.ones_like(degrees) if absolute_sigma else 2 * result.value.to(curvature.dtype) / degrees
     variance = torch.where(degrees > 0, known, torch.inf) if not absolute_sigma else known
