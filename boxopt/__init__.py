@@ -143,12 +143,15 @@ from boxopt.schedules import (
 )
 from boxopt.sets import Box
 from boxopt.solve.gauss_newton import gauss_newton
+from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.least_squares import LeastSquaresResult, covariance, least_squares
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
 from boxopt.solve.losses import Poisson
 from boxopt.solve.minimize import minimize
+from boxopt.solve.multistart import multistart
 from boxopt.solve.nnls import bvls, nnls
 from boxopt.solve.result import Result, Status
+from boxopt.solve.scipy_minimize import scipy_minimize
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
 from boxopt.wrap.conditional import (
@@ -189,6 +192,7 @@ __all__ = [
     "FreezeActiveState",
     "GradientTransformation",
     "InjectHyperparamsState",
+    "LBFGSBState",
     "Layout",
     "LeastSquaresResult",
     "LevenbergMarquardtState",
@@ -289,6 +293,7 @@ __all__ = [
     "lamb",
     "lars",
     "lbfgs",
+    "lbfgsb",
     "least_squares",
     "levenberg_marquardt",
     "linear_onecycle_schedule",
@@ -303,6 +308,7 @@ __all__ = [
     "mirror",
     "monitor",
     "multi_steps",
+    "multistart",
     "nadam",
     "nadamw",
     "named_chain",
@@ -364,6 +370,7 @@ __all__ = [
     "scale_by_yogi",
     "scale_by_zoom_linesearch",
     "schedules",
+    "scipy_minimize",
     "set_to_zero",
     "sets",
     "sgd",

@@ -168,6 +168,8 @@ def told(transformation: bx.GradientTransformation, *asks: str) -> bx.GradientTr
 
 OVER_ALL = {"stacked": "its norms and products are over all that it is given"}
 
+SEARCH = OVER_ALL | {"derivative": "which trials a search accepts changes by jumps, and so do its steps"}
+
 E_ = Entry
 ENTRIES = [
     E_(("identity",), lambda h: bx.identity()),
@@ -318,6 +320,14 @@ ENTRIES = [
     E_(("projected",), lambda h: bx.projected(bx.sgd(h.lr, momentum=0.5), h.box), lands="closed", quick=True),
     E_(("projected", "noisy"), lambda h: bx.projected(bx.adam(h.lr), h.box, deterministic=False), "closed", quick=True),
     E_(("frank_wolfe",), lambda h: bx.frank_wolfe(h.box), lands="closed", quick=True),
+    E_(("lbfgsb",), lambda h: told(bx.lbfgsb(h.box), "value"), "closed", quick=True, exempt=SEARCH),
+    E_(
+        ("lbfgsb", "pairs"),
+        lambda h: told(bx.lbfgsb(h.box, memory=1), "value"),
+        "closed",
+        quick=True,
+        exempt=SEARCH,
+    ),
     E_(
         ("frank_wolfe", "short step"),
         lambda h: bx.frank_wolfe(h.box, lipschitz=h.weight),
@@ -683,6 +693,7 @@ OTHERS = {
     "ScaleByDistanceOverGradientsState": "a state",
     "BacktrackingLinesearchInfo": "a state",
     "ScaleByBacktrackingLinesearchState": "a state",
+    "LBFGSBState": "a state",
     "ScaleByLBFGSState": "a state",
     "ScaleByZoomLinesearchState": "a state",
     "ZoomLinesearchInfo": "a state",
