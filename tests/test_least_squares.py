@@ -1,5 +1,7 @@
 """Fits in a box against SciPy's, each problem of a batch by itself, and what is said of how sure they are."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -87,12 +89,12 @@ def stationary(fits, result):
 @pytest.mark.parametrize("kind", MODELS)
 def test_peaks_against_scipy(kind):
     """Bounds active in half; the benchmark does the same for 100,000."""
-    fits = Fits(kind, 600)
+    fits = Fits(kind, 300)
     result = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(fits.data,), batch_dims=1)
     assert (stationary(fits, result) <= 1e-7).all()  # none stopped at a clamped point
     assert ((result.params >= fits.lower) & (result.params <= fits.upper)).all()
     assert 0.4 < (result.active != 0).any(-1).double().mean() < 0.6
-    sample = range(0, 600, 7)
+    sample = range(0, 300, 7)
     costs = torch.tensor([fits.scipy(index).cost for index in sample], dtype=DTYPE)
     assert (result.value[::7] <= costs * (1 + 1e-6)).all()
 
@@ -318,8 +320,10 @@ def test_trees_from_an_infeasible_start_in_two_batch_dimensions():
     assert bx.violation(bx.Box(0.0, 20.0), fit.params) == 0
 
 
-def test_compiled_as_eager():
-    """Two parameters, so that it does not take long; the benchmark has five."""
+def test_compiled_as_eager(request, monkeypatch):
+    """What is captured; code is generated with ``pytest --inductor``, and for the benchmark."""
+    if not request.config.getoption("--inductor"):
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     fits = Fits("peak", 40)
     height = fits.data.amax(1)
     options = {"args": (fits.data, height), "batch_dims": 1, "loss": "soft_l1"}
@@ -330,6 +334,7 @@ def test_compiled_as_eager():
     start, box = fits.start[:, 1:3], bx.Box(fits.lower[:, 1:3], fits.upper[:, 1:3])
     eager = bx.least_squares(residual, start, box, **options)
     compiled = bx.least_squares(residual, start, box, compile=True, **options)
+    torch._dynamo.reset()
     torch.testing.assert_close(compiled.params, eager.params, rtol=1e-7, atol=1e-7)
     assert compiled.status.tolist() == eager.status.tolist()
 
