@@ -15,7 +15,6 @@ from boxopt.core.types import Scalar
 from boxopt.solve.flat import Flat
 from boxopt.solve.losses import Poisson, RobustLoss, check_loss, each_residual, terms_of
 
-_SUMMED = 8
 _UNROLLED = 16
 """Up to so many parameters derivatives are taken one by one: under a second ``vmap`` they would not compile."""
 
@@ -90,18 +89,9 @@ def evaluate(
     value, slope, curvature = terms_of(loss, found, f_scale)
     if weights is not None:
         weight = each_residual("weights", weights, found)
-        value, slope, curvature = weight * value, weight * slope, weight * curvature
+        value, slope, curvature = (torch.where(weight > 0, weight * x, 0.0) for x in (value, slope, curvature))
     gradient = (rows * slope).sum(-1)
-    return flat.unravel(gradient), {"value": value.sum(), "curvature": _gram(rows, curvature)}
-
-
-def _gram(rows: Tensor, weights: Tensor) -> Tensor:
-    """JᵀwJ: for a few parameters in compiled code as sums that one kernel takes together, without a copy of J."""
-    size = len(rows)
-    if not torch.compiler.is_compiling() or size > _SUMMED:
-        return (rows * weights) @ rows.mT
-    sums = [[(rows[i] * weights * rows[j]).sum(-1) for j in range(i + 1)] for i in range(size)]
-    return torch.stack([torch.stack([sums[max(i, j)][min(i, j)] for j in range(size)]) for i in range(size)])
+    return flat.unravel(gradient), {"value": value.sum(), "curvature": (rows * curvature) @ rows.mT}
 
 
 def residual_vector(residual: Any, dtype: torch.dtype) -> Tensor:

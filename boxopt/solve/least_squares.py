@@ -86,8 +86,8 @@ def least_squares(
             function ``z -> (ρ, ρ', ρ'')``; or `boxopt.Poisson` of the data.
         f_scale: C, where a robust loss begins to take residuals for outliers, in their units. A number, or one for each
             problem.
-        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual. As many as there are residuals,
-            or so many for each problem.
+        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual, even NaN. As many as there are
+            residuals, or so many for each problem.
         jac: "forward", as it is unless given, differentiates with respect to each parameter, "reverse" each residual;
             or ``jac(params, *args)``, which returns what ``torch.func.jacfwd(residual)`` does.
         batch_dims: How many leading dimensions of ``params`` and ``args`` count problems.
