@@ -113,3 +113,11 @@ def test_decay_maps(tmp_path):
     assert 0.2 < (fit.active["lifetime"] > 0).double().mean() < 0.4
     assert 0.1 < (fit.active["background"] < 0).double().mean() < 0.4
     assert load("decay_maps").compare_with_scipy(maps, 20) < 1e-5
+
+
+def test_gp_hyperparameters():
+    pytest.importorskip("botorch", reason="the extra interop is not installed")
+    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])
+    assert len(rows) == 4
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model

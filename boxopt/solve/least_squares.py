@@ -91,7 +91,7 @@ def least_squares(
         jac: "forward", as it is unless given, differentiates with respect to each parameter, "reverse" each residual;
             or ``jac(params, *args)``, which returns what ``torch.func.jacfwd(residual)`` does.
         batch_dims: How many leading dimensions of ``params`` and ``args`` count problems.
-        tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-8 in float64 and 1e-4 in float32 unless
+        tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-6 in float64 and 1e-4 in float32 unless
             given. Like the next three, a number or one for each problem.
         step_tol: Stop after a step with ‖Δx‖∞ ≤ ``step_tol`` · max(1, ‖x‖∞); 0 never does.
         value_tol: Stop after a step with |Δf| ≤ ``value_tol`` · max(1, |f|); 0 never does.
@@ -137,7 +137,7 @@ def least_squares(
     counts = loss.counts if isinstance(loss, Poisson) else None
     data = _Data(_each(counts, batch, 1), _each(f_scale, batch, 0), _each(weights, batch, 1))
     if tol is None:
-        tol = 1e-8 if flat.dtype == torch.float64 else 1e-4
+        tol = 1e-6 if flat.dtype == torch.float64 else 1e-4
     args = checked(args, batch)
     result = drive(
         _Evaluation(residual, None if isinstance(loss, Poisson) else loss, jac),
