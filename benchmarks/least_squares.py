@@ -3,8 +3,8 @@
     python benchmarks/least_squares.py [peaks] [spots] [sizes] [memory] [--problems N]
 
 ``peaks`` and ``spots`` fit 100,000 Gaussian peaks of five parameters, on a line of 40 points and on 9 × 9 pixels, with
-noise, and in every second problem a bound that cuts off a true value. SciPy's `least_squares(method="trf")` has analytic
-derivatives, the same tolerances (1e-8), and takes a sample. "Stationary" are, of all fits, those whose residuals make a
+noise, and in every second problem a bound that cuts off a true value. SciPy's `least_squares(method="trf")` has
+analytic derivatives, its own tolerances, and takes a sample. "Stationary" are, of all fits, those whose residuals make a
 cosine of at most 1e-4 (float32: 1e-2) with every column of the Jacobian that no bound holds, computed here in float64.
 
 ``sizes`` is the time of a fit over the size of the batch; ``memory`` the peak of a process with a million fits.
@@ -184,7 +184,8 @@ def section_peaks(count: int, kind: str = "peaks") -> None:
             good = ((result.status >= 1) & (result.status <= 4)).double().mean()
             print(
                 f"| {str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'eager'} | "
-                f"{1e6 * own / count:.1f} | {theirs * count / own:.0f} | {result.steps.double().mean():.1f} | {good:.3%} | "
+                f"{1e6 * own / count:.1f} | {theirs * count / own:.0f} | {result.steps.double().mean():.1f} | "
+                f"{good:.3%} | "
                 f"{below:.2%} | {still:.3%} | {(result.active != 0).any(-1).double().mean():.0%} | {warm_up:.0f} s |",
                 flush=True,
             )
@@ -230,7 +231,8 @@ def section_memory(count: int) -> None:
     data = 10 * count * (40 + 15) * 4 / 2**30
     print(f"{10 * count:,} fits: {peaks[1][1]:.2f} GiB, of which {data:.2f} are data, starts and bounds, and")
     print(
-        f"{peaks[0][1]:.2f} those of a process that fits one peak; drawing the data in float64 had reached {peaks[1][0]:.2f}."
+        f"{peaks[0][1]:.2f} those of a process that fits one peak; drawing the data in float64 had reached "
+        f"{peaks[1][0]:.2f}."
     )
 
 

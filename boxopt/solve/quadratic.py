@@ -32,8 +32,8 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         p.
 
     Source:
-        The truncated step is that of J. J. Moré and G. Toraldo, "On the solution of large quadratic programming problems
-        with bound constraints", SIAM Journal on Optimization 1, 1991; the clamped one is a projected Newton step of
+        The truncated step is that of J. J. Moré and G. Toraldo, "On the solution of large quadratic programming
+        problems with bound constraints", SIAM Journal on Optimization 1, 1991; the clamped one is a projected Newton step of
         D. P. Bertsekas, 1982.
     """
     size = gradient.shape[-1]
