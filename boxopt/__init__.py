@@ -161,6 +161,7 @@ from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_
 from boxopt.solve.losses import Poisson
 from boxopt.solve.minimize import minimize
 from boxopt.solve.multistart import multistart
+from boxopt.solve.nnls import bvls, nnls
 from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.result import Result, Status
 from boxopt.solve.scipy_minimize import scipy_minimize
@@ -273,6 +274,7 @@ __all__ = [
     "barrier",
     "best_members",
     "bound_module",
+    "bvls",
     "centralize",
     "chain",
     "chunked",
@@ -340,6 +342,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "named_chain",
+    "nnls",
     "noisy_sgd",
     "normalize_by_update_norm",
     "novograd",

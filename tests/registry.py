@@ -142,6 +142,12 @@ def slope(params: Any, step: int) -> Any:
     return torch.utils._pytree.tree_map(lambda x: None if x is None else 1.4 * (x - 0.1), params)
 
 
+def curvature(params: Any) -> torch.Tensor:
+    """The Hessian of `loss` over all leaves as one vector."""
+    leaves = [x for x in torch.utils._pytree.tree_leaves(params) if x is not None]
+    return 1.4 * torch.eye(sum(x.numel() for x in leaves), dtype=torch.float64)
+
+
 def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, asks: tuple[str, ...]) -> Any:
     extra = {
         "value": lambda: loss(params),
@@ -149,6 +155,7 @@ def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, 
         "value_fn": lambda: loss,
         "obj_fn": lambda: loss,
         "grad_fn": lambda: slope,
+        "curvature": lambda: curvature(params),
     }
     return transformation.update(updates, state, params, **{name: extra[name]() for name in asks})
 
@@ -595,6 +602,13 @@ ENTRIES = [
             ),
         ]
     ],
+    E_(
+        ("levenberg_marquardt", "gauss_newton"),
+        lambda h: told(bx.levenberg_marquardt(h.box, damping=h.lr), "value", "curvature"),
+        lands="closed",
+        quick=True,
+        exempt=OVER_ALL | {"derivative": "a solver compares values, and asks where it was told to"},
+    ),
     E_(("packed",), lambda h: bx.packed(bx.chain(bx.adam(h.lr), bx.project(h.box))), lands="closed"),
     E_(
         ("packed", "partition", "on_leaves"),
@@ -633,6 +647,13 @@ SCHEDULES = {
 # Public names that are neither transformations nor schedules, and where they are tested.
 OTHERS = {
     "Box": "test_box.py",
+    "least_squares": "test_least_squares.py",
+    "covariance": "test_least_squares.py",
+    "Poisson": "test_least_squares.py",
+    "nnls": "test_nnls.py",
+    "bvls": "test_nnls.py",
+    "LeastSquaresResult": "a result",
+    "LevenbergMarquardtState": "a state",
     "pack": "test_pack.py",
     "Packed": "test_pack.py",
     "Layout": "test_pack.py",

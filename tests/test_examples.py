@@ -135,6 +135,17 @@ def test_six_ways(tmp_path):
     assert float(0.02 / slack - 0.02 / (1 - slack)) == pytest.approx(float(0.6 + slack), rel=1e-2)
 
 
+def test_decay_maps(tmp_path):
+    maps = load("decay_maps").main(["--side", "40", "--eager", "--sample", "20", "--output", str(tmp_path)])
+    assert (tmp_path / "decay_maps.png").stat().st_size > 20_000
+    fit, lifetime = maps.fit, maps.fit.params["lifetime"]
+    assert ((lifetime >= 1) & (lifetime <= 8)).all()
+    assert (fit.status == bx.Status.GRADIENT).double().mean() > 0.99
+    assert 0.2 < (fit.active["lifetime"] > 0).double().mean() < 0.4
+    assert 0.1 < (fit.active["background"] < 0).double().mean() < 0.4
+    assert load("decay_maps").compare_with_scipy(maps, 20) < 1e-5
+
+
 def test_gp_hyperparameters():
     pytest.importorskip("botorch", reason="the extra interop is not installed")
     rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])

@@ -89,7 +89,7 @@ def evaluate(
     value, slope, curvature = terms_of(loss, found, f_scale)
     if weights is not None:
         weight = each_residual("weights", weights, found)
-        value, slope, curvature = weight * value, weight * slope, weight * curvature
+        value, slope, curvature = (torch.where(weight > 0, weight * x, 0.0) for x in (value, slope, curvature))
     gradient = (rows * slope).sum(-1)
     return flat.unravel(gradient), {"value": value.sum(), "curvature": (rows * curvature) @ rows.mT}
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.core.transform import GradientTransformation
 from boxopt.core.types import Scalar
 from boxopt.sets.box import Box
-from boxopt.solve.batching import is_each, map_bound, refuse_ambiguous, shared
-from boxopt.solve.driver import Limits, batch_of, checked, drive
+from boxopt.solve.batching import is_each, shared
+from boxopt.solve.driver import batch_of, checked, drive
 from boxopt.solve.flat import Flat
 from boxopt.solve.gauss_newton import check_options, evaluate, residual_vector
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
@@ -88,12 +86,12 @@ def least_squares(
             function ``z -> (ρ, ρ', ρ'')``; or `boxopt.Poisson` of the data.
         f_scale: C, where a robust loss begins to take residuals for outliers, in their units. A number, or one for each
             problem.
-        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual. As many as there are residuals,
-            or so many for each problem.
+        weights: w ≥ 0, 1/σ² for data of standard deviation σ; 0 leaves out a residual, even NaN. As many as there are
+            residuals, or so many for each problem.
         jac: "forward", as it is unless given, differentiates with respect to each parameter, "reverse" each residual;
             or ``jac(params, *args)``, which returns what ``torch.func.jacfwd(residual)`` does.
         batch_dims: How many leading dimensions of ``params`` and ``args`` count problems.
-        tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-8 in float64 and 1e-4 in float32 unless
+        tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-6 in float64 and 1e-4 in float32 unless
             given. Like the next three, a number or one for each problem.
         step_tol: Stop after a step with ‖Δx‖∞ ≤ ``step_tol`` · max(1, ‖x‖∞); 0 never does.
         value_tol: Stop after a step with |Δf| ≤ ``value_tol`` · max(1, |f|); 0 never does.
@@ -103,7 +101,7 @@ def least_squares(
         progress: As of `boxopt.minimize`.
         compile: As of `boxopt.minimize`.
         sync_every: As of `boxopt.minimize`.
-        chunk_size: At most so many problems at once, which bounds the memory; all unless given.
+        chunk_size: As of `boxopt.minimize`.
 
     Returns:
         A `LeastSquaresResult`. `covariance` of it tells how well the parameters are determined.
@@ -136,33 +134,30 @@ def least_squares(
     params, args = tree.map(torch.detach, params), tree.map(tree.as_value, tuple(args))
     batch = batch_of(params, batch_dims)
     flat = Flat.of(params)._replace(shapes=tuple(leaf.shape[batch_dims:] for leaf in tree.leaves(params)))
-    solver = levenberg_marquardt(bounds, damping=damping)
-    refuse_ambiguous(solver, params, batch)
     counts = loss.counts if isinstance(loss, Poisson) else None
     data = _Data(_each(counts, batch, 1), _each(f_scale, batch, 0), _each(weights, batch, 1))
     if tol is None:
-        tol = 1e-8 if flat.dtype == torch.float64 else 1e-4
-    problems = _Problems(params, (checked(args, batch), data), solver, Limits(tol, step_tol, value_tol, max_steps))
-    evaluation = _Evaluation(residual, None if isinstance(loss, Poisson) else loss, jac)
-    found = [
-        drive(
-            evaluation,
-            part.params,
-            part.solver,
-            args=part.args,
-            batch_dims=batch_dims,
-            **part.limits._asdict(),
-            callback=callback,
-            progress=progress,
-            compile=compile,
-            sync_every=sync_every,
-        )
-        for part in _portions(problems, batch, chunk_size)
-    ]
-    result = found[0] if len(found) == 1 else tree.map(lambda *parts: torch.cat(parts), found[0], *found[1:])
+        tol = 1e-6 if flat.dtype == torch.float64 else 1e-4
+    args = checked(args, batch)
+    result = drive(
+        _Evaluation(residual, None if isinstance(loss, Poisson) else loss, jac),
+        params,
+        levenberg_marquardt(bounds, damping=damping),
+        args=(args, data),
+        batch_dims=batch_dims,
+        tol=tol,
+        step_tol=step_tol,
+        value_tol=value_tol,
+        max_steps=max_steps,
+        callback=callback,
+        progress=progress,
+        compile=compile,
+        sync_every=sync_every,
+        chunk_size=chunk_size,
+    )
     active = result.state.active
     free = (active == 0).sum(-1)
-    degrees = _count(residual, params, problems.args, flat, batch) - free
+    degrees = _count(residual, params, args, data.weights, flat, batch) - free
     return LeastSquaresResult(
         result.params,
         result.value,
@@ -202,7 +197,9 @@ def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tens
     both = free[..., :, None] & free[..., None, :]
     identity = torch.eye(free.shape[-1], dtype=curvature.dtype, device=curvature.device)
     factor, failed = torch.linalg.cholesky_ex(torch.where(both, curvature, identity))
-    unscaled = torch.where(failed[..., None, None] == 0, torch.cholesky_inverse(factor), torch.inf)
+    failed = failed[..., None, None] > 0
+    inverse = torch.cholesky_inverse(torch.where(failed, identity, factor))
+    unscaled = torch.where(failed, torch.inf, inverse)
     degrees = result.degrees.to(curvature.dtype)
     known = torch.ones_like(degrees) if absolute_sigma else 2 * result.value.to(curvature.dtype) / degrees
     variance = torch.where(degrees > 0, known, torch.inf) if not absolute_sigma else known
@@ -215,15 +212,6 @@ class _Data(NamedTuple):
     counts: Any
     f_scale: Any
     weights: Any
-
-
-class _Problems(NamedTuple):
-    """All that may have an entry for each problem."""
-
-    params: Any
-    args: tuple[Any, _Data]
-    solver: GradientTransformation
-    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -257,37 +245,19 @@ def _each(value: Any, batch: tuple[int, ...], dims: int) -> Any:
     return value.expand(*batch, *value.shape)
 
 
-def _portions(problems: _Problems, batch: tuple[int, ...], size: int | None) -> Iterator[_Problems]:
-    """The problems, at most ``size`` at once."""
-    if not batch or size is None or math.prod(batch) <= size:
-        yield problems
-        return
-    rows = max(1, size // math.prod(batch[1:]))
-
-    def cut(value: Any, start: int) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        own = is_each(value, batch)
-        return value[start : start + rows] if own else value.reshape((1,) * len(batch) + tuple(value.shape))
-
-    for start in range(0, batch[0], rows):
-        yield map_bound(partial(cut, start=start), problems)
-
-
 def _count(
-    residual: Callable[..., Any], params: Any, args: tuple[Any, _Data], flat: Flat, batch: tuple[int, ...]
+    residual: Callable[..., Any], params: Any, args: tuple[Any, ...], weights: Any, flat: Flat, batch: tuple[int, ...]
 ) -> Tensor | int:
     """How many residuals there are of a weight above 0: of the first problem, which all are like."""
 
     def first(value: Any) -> Any:
         return value[(0,) * len(batch)] if isinstance(value, Tensor) else value
 
-    (others, data) = args
-    count = len(residual_vector(residual(*tree.map(first, (params, *others))), flat.dtype))
-    weights = data.weights
+    if math.prod(batch) == 0:
+        return 0
     if isinstance(weights, Tensor) and weights.ndim > len(batch):
         return (weights > 0).flatten(len(batch)).sum(-1).to(flat.device)
-    return count
+    return len(residual_vector(residual(*tree.map(first, (params, *args))), flat.dtype))
 
 
 def _as_tree(vector: Tensor, flat: Flat, batch: tuple[int, ...]) -> Any:

@@ -12,7 +12,7 @@ from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P, Scalar
 from boxopt.sets.box import Box
 from boxopt.solve.flat import Flat
-from boxopt.solve.quadratic import bounded_step, times
+from boxopt.solve.quadratic import add_diagonal, bounded_step, diagonal, times
 from boxopt.solve.solver import Iterate, _representable, finite, first_iterate, is_near, zero_like
 
 _ROUNDS = 2
@@ -123,8 +123,10 @@ def _levenberg_marquardt_update(
     updates: P, state: LevenbergMarquardtState, params: P, *, value: Tensor, curvature: Tensor, box: Box
 ) -> tuple[P, LevenbergMarquardtState]:
     flat = Flat.of(params)
-    point, gradient = flat.ravel(params), flat.ravel(updates)
-    new = _advance(*flat.bounds(box), state, gradient, value, curvature.to(gradient))
+    point, gradient, state, value, curvature, lower, upper = tree.map(
+        torch.detach, (flat.ravel(params), flat.ravel(updates), state, value, curvature, *flat.bounds(box))
+    )
+    new = _advance(lower, upper, state, gradient, value, curvature.to(gradient))
     arrived = is_near(flat, point, state.trial)
     new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
     return box.land(params, flat.unravel(new.trial)), new
@@ -137,7 +139,7 @@ def _advance(
     old, epsilon = state.iterate, torch.finfo(gradient.dtype).eps
     largest = curvature.abs().amax() if curvature.numel() else torch.zeros_like(state.damping)
     gradient, value = finite(gradient, torch.where(largest < torch.inf, value, torch.inf))
-    cosines = _cosines(state.trial, lower, upper, gradient, value, curvature.diagonal())
+    cosines = _cosines(state.trial, lower, upper, gradient, value, diagonal(curvature))
     optimality = cosines.amax() if cosines.numel() else torch.zeros_like(value)
 
     first = old.accepted == 0
@@ -149,7 +151,7 @@ def _advance(
     met = Iterate(state.trial, gradient, value, optimality, old.accepted + 1)
     iterate = tree.map(lambda one, other: torch.where(accept, one, other), met, old)
     curvature = torch.where(accept, curvature, state.curvature)
-    scale = torch.where(accept, torch.maximum(curvature.diagonal(), state.scale / 4), state.scale)
+    scale = torch.where(accept, torch.maximum(diagonal(curvature), state.scale / 4), state.scale)
 
     ease = torch.clamp(1 - (2 * torch.clamp(ratio, 0, 1) - 1) ** 3, min=0.1)
     damping = torch.where(accept, torch.where(first, 1.0, ease), state.growth) * state.damping
@@ -157,8 +159,8 @@ def _advance(
     growth = torch.where(accept, 2.0, 2 * state.growth)
 
     low, high = lower - iterate.params, upper - iterate.params
-    diagonal = damping * torch.where(scale > 0, scale, 1.0)
-    step = bounded_step(curvature + torch.diag(diagonal), iterate.gradient, low, high, _ROUNDS)
+    damped = damping * torch.where(scale > 0, scale, 1.0)
+    step = bounded_step(add_diagonal(curvature, damped), iterate.gradient, low, high, _ROUNDS)
     decrease = -(step * (iterate.gradient + times(curvature, step) / 2)).sum(-1)
     trial = torch.clamp(iterate.params + step, lower, upper)
     trial = torch.where(step <= low, lower, torch.where(step >= high, upper, trial))
@@ -168,7 +170,9 @@ def _advance(
     return LevenbergMarquardtState(iterate, trial, still & known, curvature, active, scale, damping, growth, decrease)
 
 
-def _cosines(point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, value: Tensor, diagonal: Tensor) -> Tensor:
+def _cosines(
+    point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, value: Tensor, curvatures: Tensor
+) -> Tensor:
     """|g| / √(2 f · H) of each coordinate: for residuals the cosine between them and a column of their Jacobian.
 
     Its square is the share of the loss that a step along the coordinate alone would take away. So it is 0 where the
@@ -176,6 +180,6 @@ def _cosines(point: Tensor, lower: Tensor, upper: Tensor, gradient: Tensor, valu
     lost in the coordinate's roundings.
     """
     room = torch.where(gradient > 0, point - lower, upper - point)
-    slope = torch.minimum(gradient.abs(), diagonal * room)
-    lost = slope <= 4 * torch.finfo(point.dtype).eps * diagonal * point.abs()
-    return torch.where(lost, 0.0, slope / (2 * value.abs() * diagonal).sqrt())
+    slope = torch.minimum(gradient.abs(), curvatures * room)
+    lost = slope <= 4 * torch.finfo(point.dtype).eps * curvatures * point.abs()
+    return torch.where(lost, 0.0, slope / (2 * value.abs() * curvatures).sqrt())

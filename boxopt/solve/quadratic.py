@@ -1,4 +1,4 @@
-"""The minimizer of a small convex quadratic in a box, by principal pivoting: the subproblem of second-order methods."""
+"""The minimizer of a small convex quadratic in a box: the subproblem of second-order methods."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
 
     $$ \min_p\; q(p) = g^\top p + \tfrac12 p^\top M p \quad\text{subject to}\quad \text{low} \le p \le \text{high} $$
 
-    A round holds some coordinates at bounds and solves for the others. Then those that the solution carries outside are
-    held, and those whose multiplier points inwards are let go. When nothing changes p is the minimizer; a few rounds
-    are nearly always enough, since which bounds are active hardly changes from one iteration of a method to the next.
-
-    The rounds are cut short, so what they find is clamped, and replaced by a projected gradient step where that is
-    lower. With M ≼ n·diag(M) that step decreases q by a fixed share of what is possible at first order: this is what
-    keeps a method from stopping anywhere but at a stationary point.
+    It starts with a projected gradient step, which as M ≼ n·diag(M) decreases q by a fixed share of what is possible at
+    first order: this is what keeps a method from stopping anywhere but at a stationary point. Then each round holds the
+    coordinates at bounds that the gradient of q points out of, solves for the others, and goes to the better of two
+    points: the solution clamped, which may change many bounds at once, and the way to it as far as it is inside, which
+    never goes up. When nothing changes p is the minimizer; a few rounds are nearly always enough, since which bounds
+    are active hardly changes from one iteration of a method to the next.
 
     Args:
         matrix: M, symmetric and positive definite, (n, n).
@@ -33,22 +32,25 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         p.
 
     Source:
-        L. F. Portugal, J. J. Júdice and L. N. Vicente, "A comparison of block pivoting and interior-point algorithms
-        for linear least squares problems with nonnegative variables", Mathematics of Computation 63, 1994.
+        The truncated step is that of J. J. Moré and G. Toraldo, "On the solution of large quadratic programming
+        problems with bound constraints", SIAM Journal on Optimization 1, 1991; the clamped one is a projected Newton step of
+        D. P. Bertsekas, 1982.
     """
     size = gradient.shape[-1]
-    step = torch.clamp(-gradient / (size * matrix.diagonal()), low, high)
-    value = _model(matrix, gradient, step)
-    at_low, at_high = (low >= 0) & (gradient > 0), (high <= 0) & (gradient < 0)
+    step = torch.clamp(-gradient / (size * diagonal(matrix)), low, high)
+    slope = times(matrix, step) + gradient
+    value = _model(gradient, step, slope)
     for _ in range(rounds):
-        solution = held_solution(matrix, gradient, low, high, at_low, at_high)
-        candidate = torch.clamp(solution, low, high)
-        lower = _model(matrix, gradient, candidate)
-        better = lower < value
-        step, value = torch.where(better, candidate, step), torch.where(better, lower, value)
-        multiplier = times(matrix, solution) + gradient
-        at_low = torch.where(at_low, multiplier > 0, solution < low)
-        at_high = torch.where(at_high, multiplier < 0, solution > high)
+        solution = held_solution(matrix, gradient, low, high, (step <= low) & (slope > 0), (step >= high) & (slope < 0))
+        way = solution - step
+        room = torch.where(way > 0, high - step, torch.where(way < 0, low - step, torch.inf))
+        share = (room / torch.where(way == 0, torch.ones_like(way), way)).amin().clamp(max=1)
+        for candidate in (torch.clamp(step + share * way, low, high), torch.clamp(solution, low, high)):
+            candidate_slope = times(matrix, candidate) + gradient
+            lower = _model(gradient, candidate, candidate_slope)
+            better = lower < value
+            step, slope = torch.where(better, candidate, step), torch.where(better, candidate_slope, slope)
+            value = torch.where(better, lower, value)
     return step
 
 
@@ -60,7 +62,18 @@ def held_solution(
     place = torch.where(at_low, low, torch.where(at_high, high, torch.zeros_like(low)))
     right = torch.where(held, place, -(gradient + times(matrix, place)))
     masked = torch.where(held | held[:, None], torch.zeros_like(matrix), matrix)
-    return solve(masked + torch.diag(held.to(matrix.dtype)), right)
+    return solve(add_diagonal(masked, held.to(matrix.dtype)), right)
+
+
+def diagonal(matrix: Tensor) -> Tensor:
+    """The diagonal, in operations that are compiled together with others."""
+    on = torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device)
+    return torch.where(on, matrix, torch.zeros_like(matrix)).sum(-1)
+
+
+def add_diagonal(matrix: Tensor, added: Tensor) -> Tensor:
+    """The matrix with a vector added to its diagonal."""
+    return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device) * added[..., None, :]
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -94,5 +107,5 @@ def _solve_unrolled(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.stack(x)
 
 
-def _model(matrix: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
-    return (step * (gradient + times(matrix, step) / 2)).sum(-1)
+def _model(gradient: Tensor, step: Tensor, slope: Tensor) -> Tensor:
+    return (step * (gradient + slope)).sum(-1) / 2
