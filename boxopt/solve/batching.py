@@ -100,22 +100,21 @@ def refuse_ambiguous(value: Any, params: Any, batch: tuple[int, ...]) -> None:
     for box in boxes_in(value):
         for name in ("lower", "upper"):
             try:
-                bounds = tree.expand(getattr(box, name), params, none=None)
+                bounds = tree.expand(getattr(box, name), params)
             except ValueError:
                 continue  # a box for some of the leaves
+            tree.map(partial(_refuse_if_ambiguous, batch=batch, name=name), params, bounds)
 
-            def check(leaf: Tensor, bound: Any, name: str = name) -> None:
-                if not isinstance(bound, Tensor) or not is_each(bound, batch):
-                    return
-                own = tuple(leaf.shape[len(batch) :])
-                if _broadcasts(tuple(bound.shape), own) and _broadcasts(tuple(bound.shape[len(batch) :]), own):
-                    each, one = (*bound.shape, *(1,) * len(own)), ((1,) * len(batch) + tuple(bound.shape))
-                    raise ValueError(
-                        f"the {name} bound of shape {tuple(bound.shape)} may be one for each of the {batch[0]} problems "
-                        f"or one for each coordinate: reshape it to {each[: len(batch) + len(own)]} or to {one}"
-                    )
 
-            tree.map(check, params, bounds)
+def _refuse_if_ambiguous(leaf: Tensor, bound: Any, *, batch: tuple[int, ...], name: str) -> None:
+    if not isinstance(bound, Tensor) or not is_each(bound, batch):
+        return
+    own, shape, count = tuple(leaf.shape[len(batch) :]), tuple(bound.shape), len(batch)
+    if _broadcasts(shape, own) and _broadcasts(shape[count:], own):
+        raise ValueError(
+            f"the {name} bound of shape {shape} may be one for each problem or one for each coordinate: reshape it to "
+            f"{shape + (1,) * (leaf.ndim - len(shape))} or to {(1,) * count + shape}"
+        )
 
 
 def boxes_in(value: Any) -> list[Box]:

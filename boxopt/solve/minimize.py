@@ -32,16 +32,17 @@ def minimize(
     progress: bool = False,
     compile: bool = False,
     sync_every: int | None = None,
+    chunk_size: int | None = None,
 ) -> Result:
     r"""Minimize a loss from a start, or a batch of losses, each from its own start and to its own end.
 
     $$ \min_{x \in C} f(x) $$
 
     where the set C is the solver's. Every step of the loop takes one evaluation of the loss and its gradient for each
-    problem that still runs. A problem stops when a tolerance is met, when the solver can go no further, or at the limit;
-    it is then frozen, and nothing that happens in another problem changes it. When half of a batch have stopped, the
-    others go on as a smaller batch. What goes wrong in one problem is told by its ``status``; what ``fun`` raises is
-    raised.
+    problem that still runs. A problem stops when a tolerance is met, when the solver can go no further, or at the
+    limit; it is then frozen, and nothing that happens in another problem changes it. Problems that have stopped make
+    room for others, and the last go on as a smaller batch. What goes wrong in one problem is told by its ``status``;
+    what ``fun`` raises is raised.
 
     **Batches.** With ``batch_dims=1`` the first dimension of every leaf of ``params`` and ``args`` counts problems, and
     ``fun`` is still written for one: it runs under ``vmap``. What the problems share, ``fun`` closes over. The tensors
@@ -66,10 +67,13 @@ def minimize(
         max_steps: How many evaluations a problem may take.
         callback: Called with a `boxopt.solve.result.Progress` whenever the host looks at the batch.
         progress: Show how many problems have stopped, with the package tqdm.
-        compile: Compile the step, once for a loss, a solver and the kinds of tensors, whatever the size of the batch.
-            This takes 5 to 30 s, and is kept for the next call with the same ``fun`` and an equal solver.
+        compile: Compile the step, once for a loss, a solver and the kinds of tensors, whatever the size of a batch of
+            more than ``chunk_size``. This takes 5 to 40 s, and is kept for the next call with the same ``fun`` and an
+            equal solver.
         sync_every: After how many steps the host looks which problems have stopped. It does not change the results. 1
             on a CPU and 8 on a GPU, which would wait for it, unless given.
+        chunk_size: How many problems take part in a step at most; the others wait until some have stopped. It does not
+            change the results, and bounds the memory of a step: 65536 unless given, 1024 compiled on a CPU.
 
     Returns:
         A `Result`. ``params`` is the point that met a tolerance, or else the best that was seen.
@@ -106,6 +110,7 @@ def minimize(
         progress=progress,
         compile=compile,
         sync_every=sync_every,
+        chunk_size=chunk_size,
     )
     return result._replace(aux=_aux(fun, result.params, args, batch_dims)) if has_aux else result
 

@@ -1,0 +1,134 @@
+"""One evaluation and one update of one problem, and whether it was the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from boxopt.core import tree
+from boxopt.core.transform import GradientTransformation, accepted
+from boxopt.solve.batching import put_together
+from boxopt.solve.flat import Flat
+from boxopt.solve.result import Status
+from boxopt.solve.solver import Iterate
+from boxopt.solve.track import TrackedState, is_solver_state, tracked
+
+Evaluate = Callable[..., tuple[Any, dict[str, Any]]]
+"""``evaluate(params, *args) -> (gradients, extra)`` for one problem; ``extra`` holds ``value`` and what else the
+solver's ``update`` may want, of which it gets what it names. Two that are equal and hash alike compute the same."""
+
+
+# Plain integers: the compiler does not know members of an Enum.
+RUNNING = int(Status.RUNNING)
+_REASONS = tuple(
+    int(reason)
+    for reason in (Status.GRADIENT, Status.STEP, Status.VALUE, Status.NONFINITE, Status.STALLED, Status.LIMIT)
+)
+
+
+class Limits(NamedTuple):
+    """When a problem stops: numbers, or tensors with one for each problem.
+
+    Attributes:
+        tol: The largest optimality ‖P(x − g) − x‖∞ of a solution.
+        step_tol: How small a step, relative to the parameters where they are above 1, ends the search; 0 none.
+        value_tol: How small a change of the loss, relative to it where it is above 1, ends the search; 0 none.
+        max_steps: How many evaluations are allowed.
+    """
+
+    tol: Any
+    step_tol: Any
+    value_tol: Any
+    max_steps: Any
+
+
+class Run(NamedTuple):
+    """How far a problem is.
+
+    Attributes:
+        state: The state of the solver.
+        status: A code of `Status`, int8.
+        steps: The evaluations used, int64.
+    """
+
+    state: Any
+    status: Tensor
+    steps: Tensor
+
+
+class Setting(NamedTuple):
+    """All that a step reads beside the run: what may hold tensors."""
+
+    solver: GradientTransformation
+    constraint: Any
+    args: tuple[Any, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation and one update of one problem, as functions of tensors.
+
+    Attributes:
+        evaluate: As `Evaluate`.
+        key: What equal steps have in common beside it.
+        flat: How the parameters lie in a vector.
+        setting: A `Setting` without its tensors.
+    """
+
+    evaluate: Evaluate
+    key: Hashable
+    flat: Flat = field(compare=False)
+    setting: Any = field(compare=False)
+
+    def start(self, params: Any, tensors: list[Tensor]) -> Run:
+        """The run before the first evaluation."""
+        setting = put_together(self.setting, tensors)
+        state = setting.solver.init(params)
+        if not is_solver_state(state):
+            state = tracked(setting.solver, setting.constraint).init(params)
+        zero = torch.zeros((), dtype=torch.int64, device=self.flat.device)
+        return Run(state, zero.to(torch.int8), zero)
+
+    def advance(self, run: Run, tensors: list[Tensor]) -> Run:
+        """The run after one more evaluation; the same if it has ended."""
+        setting = put_together(self.setting, tensors)
+        solver, names = setting.solver, accepted(setting.solver)
+        if isinstance(run.state, TrackedState):
+            solver, names = tracked(solver, setting.constraint), None
+        params = self.flat.unravel(run.state.trial)
+        gradients, extra = self.evaluate(params, *setting.args)
+        extra = {name: value for name, value in extra.items() if names is None or name in names}
+        _, state = solver.update(gradients, run.state, params, **extra)
+        steps = run.steps + 1
+        new = Run(state, _status(run.state.iterate, state, steps, setting.limits), steps)
+        running = run.status == RUNNING
+        return tree.map(lambda one, other: torch.where(running, one, other), new, run)
+
+
+def _status(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
+    """Whether the point reached is the last, and why."""
+    new = state.iterate
+    again = (new.accepted > old.accepted) & (old.accepted > 0)
+    step, size = _largest(new.params - old.params), _largest(new.params)
+    change, scale = (new.value - old.value).abs(), torch.maximum(new.value.abs(), old.value.abs())
+    holds = (  # in the order of _REASONS, of which the first counts
+        (new.optimality <= limits.tol) & (new.accepted > 0),
+        again & (limits.step_tol > 0) & (step <= limits.step_tol * size.clamp_min(1)),
+        again & (limits.value_tol > 0) & (change <= limits.value_tol * scale.clamp_min(1)),
+        new.accepted == 0,
+        state.stalled,
+        steps >= limits.max_steps,
+    )
+    status = torch.full_like(steps, RUNNING, dtype=torch.int8)
+    for reason, held in zip(reversed(_REASONS), reversed(holds), strict=True):
+        status = torch.where(held, torch.full_like(status, reason), status)
+    return status
+
+
+def _largest(vector: Tensor) -> Tensor:
+    return vector.abs().amax() if vector.numel() else vector.sum()
