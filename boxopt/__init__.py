@@ -142,6 +142,7 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.augmented_lagrangian import AugmentedLagrangianState, augmented_lagrangian
 from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.interior_point import InteriorPointState, interior_point
 from boxopt.solve.minimize import minimize
@@ -172,6 +173,7 @@ __all__ = [
     "AddNoiseState",
     "ApplyEvery",
     "ApplyIfFiniteState",
+    "AugmentedLagrangianState",
     "BacktrackingLinesearchInfo",
     "Box",
     "CompiledStep",
@@ -246,6 +248,7 @@ __all__ = [
     "apply_every",
     "apply_if_finite",
     "apply_updates",
+    "augmented_lagrangian",
     "barrier",
     "centralize",
     "chain",

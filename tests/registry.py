@@ -342,6 +342,13 @@ ENTRIES = [
         exempt=SEARCH,
     ),
     E_(("fista",), lambda h: told(bx.fista(h.box, bx.L1(h.weight)), "value"), "closed", quick=True, exempt=SEARCH),
+    E_(
+        ("augmented_lagrangian",),
+        lambda h: told(bx.augmented_lagrangian(bx.spg(h.box), equality=size, penalty=h.weight), "value"),
+        "closed",
+        quick=True,
+        exempt=SEARCH,
+    ),
     E_(("spg",), lambda h: told(bx.spg(h.box), "value"), "closed", quick=True, exempt=SEARCH),
     E_(
         ("frank_wolfe", "short step"),
@@ -682,6 +689,7 @@ OTHERS = {
     "log_barrier": "test_barrier.py",
     "frank_wolfe_gap": "test_feasible_steps.py",
     "SpgState": "a state",
+    "AugmentedLagrangianState": "a state",
     "FistaState": "a state",
     "InteriorPointState": "a state",
     "ProjectedNewtonState": "a state",
