@@ -145,6 +145,7 @@ from boxopt.sets import Box
 from boxopt.solve.augmented_lagrangian import AugmentedLagrangianState, augmented_lagrangian
 from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.interior_point import InteriorPointState, interior_point
+from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.minimize import minimize
 from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.result import Result, Status
@@ -192,6 +193,7 @@ __all__ = [
     "GradientTransformation",
     "InjectHyperparamsState",
     "InteriorPointState",
+    "LBFGSBState",
     "Layout",
     "LookaheadState",
     "MaskedNode",
@@ -291,6 +293,7 @@ __all__ = [
     "lamb",
     "lars",
     "lbfgs",
+    "lbfgsb",
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",

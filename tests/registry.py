@@ -313,6 +313,14 @@ ENTRIES = [
     E_(("projected",), lambda h: bx.projected(bx.sgd(h.lr, momentum=0.5), h.box), lands="closed", quick=True),
     E_(("projected", "noisy"), lambda h: bx.projected(bx.adam(h.lr), h.box, deterministic=False), "closed", quick=True),
     E_(("frank_wolfe",), lambda h: bx.frank_wolfe(h.box), lands="closed", quick=True),
+    E_(("lbfgsb",), lambda h: told(bx.lbfgsb(h.box), "value"), "closed", quick=True, exempt=SEARCH),
+    E_(
+        ("lbfgsb", "pairs"),
+        lambda h: told(bx.lbfgsb(h.box, memory=1), "value"),
+        "closed",
+        quick=True,
+        exempt=SEARCH,
+    ),
     E_(
         ("projected_newton",),
         lambda h: told(bx.projected_newton(h.box), "value", "value_fn"),
@@ -706,6 +714,7 @@ OTHERS = {
     "ScaleByDistanceOverGradientsState": "a state",
     "BacktrackingLinesearchInfo": "a state",
     "ScaleByBacktrackingLinesearchState": "a state",
+    "LBFGSBState": "a state",
     "ScaleByLBFGSState": "a state",
     "ScaleByZoomLinesearchState": "a state",
     "ZoomLinesearchInfo": "a state",

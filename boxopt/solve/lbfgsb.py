@@ -1,4 +1,4 @@
-r"""Limited-memory quasi-Newton steps within bounds."""
+r"""Quasi-Newton steps within bounds, with a memory of the last few."""
 
 from __future__ import annotations
 
@@ -10,128 +10,159 @@ from torch import Tensor
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation
 from boxopt.sets.box import Box
-from boxopt.solve import dense_model, pair_model
+from boxopt.solve.box_step import box_step
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.flat import Flat
 from boxopt.solve.pair_model import PairModel
-from boxopt.solve.solver import Iterate, first_iterate, make_solver, next_iterate
+from boxopt.solve.solver import Iterate, first_iterate, make_solver, next_iterate, zero_like
 from boxopt.solve.wolfe import Search, advance_search, start_search
 
 
 class LBFGSBState(NamedTuple):
-    """The state of `lbfgsb`, all vectors and scalars.
+    """The state of `lbfgsb`.
 
     Attributes:
-        iterate: The last accepted point.
-        trial: The point at which the loss is wanted next.
-        stalled: Whether no further decrease can be found.
-        direction: Where the line search goes from the iterate.
+        iterate: The last point accepted.
+        trial: Where the loss is wanted next, a vector.
+        direction: Where the line search goes from the last point accepted, a vector.
         search: The line search.
-        model: The quadratic model of the loss: a `DenseModel` or a `PairModel`.
-        fresh: Whether the model has no pairs, a boolean scalar.
+        model: The quadratic model of the loss.
+        stalled: Whether no line search finds a decrease, not even along the projected gradient.
     """
 
     iterate: Iterate
     trial: Tensor
-    stalled: Tensor
     direction: Tensor
     search: Search
     model: DenseModel | PairModel
-    fresh: Tensor
+    stalled: Tensor
 
 
-def lbfgsb(box: Box | None = None, memory: int = 10) -> GradientTransformation:
-    """TODO."""
+def lbfgsb(box: Box | None = None, *, memory: int = 10) -> GradientTransformation:
+    r"""L-BFGS-B: minimize a smooth loss within bounds, by quasi-Newton steps.
+
+    $$ d \approx \arg\min_{l \le x + d \le u} \; g \cdot d + \tfrac{1}{2} d \cdot B d, \qquad x_+ = x + \alpha d $$
+
+    B is the BFGS approximation of the Hessian by the last pairs of steps and changes of the gradient. The model is
+    minimized nearly, by a projected gradient step that finds the bounds to go to, and Newton's step in the subspace of
+    the others. α satisfies the strong Wolfe conditions, unless the segment ends at a bound before. Each update
+    evaluates one trial, all trials are in the box, and coordinates at their bounds are there exactly.
+
+    Up to n = 2 · ``memory`` parameters B is kept as a matrix, which then takes less room than pairs do, and forgets
+    none. Beyond that the last ``memory`` pairs are kept: O(n · ``memory``) numbers. Where the line search fails, the
+    model is forgotten and the search begins anew along the projected gradient; if that fails too, the solver has
+    stalled, as it does at a minimum to all digits.
+
+    No derivative passes through an update: trials are constants.
+
+    Args:
+        box: The bounds; none if left out.
+        memory: How many pairs are kept.
+
+    Returns:
+        A solver, for `minimize` or a loop of your own, with a `LBFGSBState`. ``update`` takes ``value=``, the loss.
+
+    Raises:
+        ValueError: ``memory`` is less than 1; or, in ``init``, the box does not fit the parameters.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+        >>> start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+        >>> result = bx.minimize(rosenbrock, start, bx.lbfgsb(bx.Box(None, 0.5)))
+        >>> result.params
+        tensor([0.5000, 0.2500], dtype=torch.float64)
+        >>> print(bx.Status(int(result.status)))
+        converged: the projected gradient is within the tolerance
+
+    Source:
+        R. H. Byrd, P. Lu, J. Nocedal and C. Zhu, "A limited memory algorithm for bound constrained optimization", SIAM
+        Journal on Scientific Computing 16, 1995; J. L. Morales and J. Nocedal, "Remark on algorithm 778", ACM
+        Transactions on Mathematical Software 38, 2011.
+    """
     if memory < 1:
-        raise ValueError(f"memory is at least 1, got {memory!r}")
-    return make_solver(_start, _advance, Box() if box is None else box, memory=memory)
+        raise ValueError(f"lbfgsb keeps at least one pair, got memory={memory}")
+    return make_solver(_lbfgsb_start, _lbfgsb_advance, Box() if box is None else box, memory=memory)
 
 
-def _model(size: int, memory: int) -> Any:
-    """The kind of model that takes less room: a matrix, or pairs."""
-    return dense_model if size <= 2 * memory else pair_model
+def _lbfgsb_start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSBState:
+    zero = zero_like(point)
+    search = start_search(zero + torch.inf, zero, zero, zero)
+    return LBFGSBState(
+        first_iterate(point.clone()),
+        point,
+        torch.zeros_like(point),
+        search,
+        _model(point, memory),
+        zero_like(point, torch.bool),
+    )
 
 
-def _start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSBState:
-    iterate = first_iterate(point)
-    search = start_search(iterate.value, torch.zeros_like(iterate.value), *[torch.zeros_like(iterate.value)] * 2)
-    kind = _model(point.shape[0], memory)
-    model = kind.start(point) if kind is dense_model else kind.start(point, memory)
-    no = torch.zeros((), dtype=torch.bool, device=point.device)
-    return LBFGSBState(iterate, point, no, torch.zeros_like(point), search, model, ~no)
+def _model(point: Tensor, memory: int) -> DenseModel | PairModel:
+    """The model without pairs that takes less room."""
+    return DenseModel.of(point) if point.shape[0] <= 2 * memory else PairModel.of(point, memory)
 
 
-def _advance(
+def _lbfgsb_advance(
     flat: Flat, box: Box, state: LBFGSBState, gradient: Tensor, value: Tensor, *, memory: int
 ) -> LBFGSBState:
-    old, kind = state.iterate, _model(state.trial.shape[0], memory)
-    lower, upper = flat.bounds(box)
-    first = old.accepted == 0
+    if state.trial.shape[0] == 0:
+        iterate = next_iterate(flat, box, state.iterate, value.isfinite(), state.trial, gradient, value)
+        return state._replace(iterate=iterate, stalled=torch.ones_like(state.stalled))
+    gradient, value, state = tree.map(torch.detach, (gradient, value, state))
+    lower, upper = (bound.detach() for bound in flat.bounds(box))
+    old = state.iterate
+
+    is_first = old.accepted == 0
     search, accepted, failed = advance_search(state.search, value, gradient @ state.direction)
-    accepted = torch.where(first, value.isfinite(), accepted)
-    stuck = (state.trial == old.params).all() & ~first
-    failed = (failed | stuck) & ~accepted | (first & ~accepted)
+    accepted = torch.where(is_first, value.isfinite(), accepted)
+    failed = ~accepted & (failed | is_first | (state.trial == old.params).all())
     iterate = next_iterate(flat, box, old, accepted, state.trial, gradient, value)
 
-    step, slope = state.trial - old.params, gradient - old.gradient
-    product = step @ slope
-    eps = torch.finfo(value.dtype).eps
-    curved = accepted & ~first & (product > eps * (slope @ slope))
-    # A pair of ones stands in for one that is not used, so that nothing divides by zero.
-    longer = kind.append(state.model, torch.where(curved, step, 1.0), torch.where(curved, slope, 1.0))
-    empty = kind.start(step) if kind is dense_model else kind.start(step, memory)
-    model = where(curved, longer, where(failed, empty, state.model))
-    fresh = where(curved, torch.zeros_like(curved), state.fresh | failed)
+    model = _learn(state, accepted & ~is_first, gradient, memory)
+    given_up = failed & state.model.fresh
+    model = _where(failed, _model(state.trial, memory), model)
+    direction = box_step(model.hessian(), iterate.params, iterate.gradient, lower, upper)
+    slope = iterate.gradient @ direction
+    anew = start_search(iterate.value, slope, *_first_step(model, direction, iterate.params, lower, upper))
 
-    direction = _direction(kind, model, iterate, lower, upper)
-    slope_along = iterate.gradient @ direction
-    length = torch.linalg.vector_norm(direction)
-    room = torch.where(direction > 0, upper - iterate.params, lower - iterate.params) / direction
+    turns = accepted | failed
+    direction = torch.where(turns, direction, state.direction)
+    search = _where(turns, anew, search)
+    stalled = state.stalled | given_up | (turns & ~(slope < 0))
+    trial = _onto_bounds(iterate.params + search.step * direction, iterate.params, lower, upper)
+    return LBFGSBState(iterate, torch.where(stalled, iterate.params, trial), direction, search, model, stalled)
+
+
+def _learn(state: LBFGSBState, accepted: Tensor, gradient: Tensor, memory: int) -> DenseModel | PairModel:
+    """The model with the pair of the step just accepted, if the loss is curved upwards along it."""
+    step, change = state.trial - state.iterate.params, gradient - state.iterate.gradient
+    eps = torch.finfo(step.dtype).eps
+    curved = accepted & (step @ change > eps * (change @ change))
+    # Where there is no such pair, another stands in for it, so that nothing is divided by zero.
+    step, change = torch.where(curved, step, 1.0), torch.where(curved, change, 1.0)
+    return _where(curved, state.model.append(step, change), state.model)
+
+
+def _first_step(
+    model: DenseModel | PairModel, direction: Tensor, point: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The step that a line search tries first, and the largest that it may.
+
+    Newton's is 1. Before anything is known of the scale, it is of unit length, or 1 if all coordinates have two bounds.
+    """
+    room = (torch.where(direction > 0, upper, lower) - point) / direction
     limit = torch.where(direction == 0, torch.inf, room).amin().clamp(1.0, 1e10)
-    one = torch.ones_like(length)
-    begun = start_search(iterate.value, slope_along, torch.where(fresh, 1 / length, one), limit)
-    renewed = accepted | failed
-    direction = torch.where(renewed, direction, state.direction)
-    search = where(renewed, begun, search)
-    trial = iterate.params + search.step * direction
-    near = 4 * eps * iterate.params.abs()
-    trial = torch.where(trial - lower <= near, lower, torch.where(upper - trial <= near, upper, trial))
-    stalled = state.stalled | (failed & state.fresh) | (renewed & ~(slope_along < 0))
-    trial = torch.where(stalled, iterate.params, trial)
-    return LBFGSBState(iterate, trial, stalled, direction, search, model, fresh)
+    within = (upper - lower).amax().isfinite()
+    length = torch.linalg.vector_norm(direction)
+    return torch.where(model.fresh & ~within, 1 / length, 1.0), limit
 
 
-def _direction(kind: Any, model: Any, iterate: Iterate, lower: Tensor, upper: Tensor) -> Tensor:
-    """From the iterate to the minimizer of the model in the box, nearly."""
-    point, gradient = iterate.params, iterate.gradient
-    blocked = ((point <= lower) & (gradient > 0)) | ((point >= upper) & (gradient < 0))
-    steepest = torch.where(blocked, 0.0, gradient)
-    size = steepest.abs().amax()
-    unit = steepest / torch.where(size > 0, size, 1.0)
-    curvature = unit @ kind.times(model, unit)
-    rate = unit @ unit / torch.where(curvature > 0, curvature, 1.0)
-    cauchy = (point - rate * gradient).clamp(lower, upper) - point
-    held = (cauchy == lower - point) | (cauchy == upper - point)
-    pinned = torch.where(held, cauchy, 0.0)
-    change = kind.minimize_over(model, ~held, gradient + kind.times(model, pinned))
-    target = torch.where(held, cauchy, change)
-    target = torch.where(target.isfinite().all(), target, cauchy)
-
-    projected = (point + target).clamp(lower, upper) - point
-    onward = target - cauchy
-    room = (torch.where(onward > 0, upper - point, lower - point) - cauchy) / onward
-    share = torch.where(onward == 0, torch.inf, room).amin().clamp(0.0, 1.0)
-    truncated = cauchy + share * onward
-
-    best = torch.where(_decrease(kind, model, gradient, projected) > _decrease(kind, model, gradient, truncated), projected, truncated)
-    return torch.where(gradient @ best < 0, best, cauchy)
+def _onto_bounds(trial: Tensor, point: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The trial, at a bound where it is within roundings of it or beyond."""
+    near = 4 * torch.finfo(trial.dtype).eps * point.abs()
+    return torch.where(trial <= lower + near, lower, torch.where(trial >= upper - near, upper, trial))
 
 
-def _decrease(kind: Any, model: Any, gradient: Tensor, step: Tensor) -> Tensor:
-    """By how much the model falls along a step."""
-    return -(gradient @ step) - step @ kind.times(model, step) / 2
-
-
-def where(condition: Tensor, one: Any, other: Any) -> Any:
-    """``torch.where`` of two trees."""
+def _where(condition: Tensor, one: Any, other: Any) -> Any:
     return tree.map(lambda x, y: torch.where(condition, x, y), one, other)

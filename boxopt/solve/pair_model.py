@@ -1,7 +1,7 @@
-r"""A quadratic model from the last few pairs: limited-memory BFGS in its compact form.
+r"""A quadratic model of the last few pairs: limited-memory BFGS, in its compact form.
 
-With the steps as rows of S, the changes of the gradient as rows of Y (the latest last), $S Y^\top = L + D + R$ (strictly
-lower, diagonal, strictly upper) and $\theta = y^\top y / s^\top y$ of the latest pair,
+With the last m steps as the rows of S, the changes of the gradient as those of Y, $S Y^\top = L + D + R$ (strictly lower,
+diagonal, strictly upper) and $\theta = y^\top y / s^\top y$ of the latest pair,
 
 $$ B = \theta I - W^\top M^{-1} W, \qquad W = \begin{pmatrix} Y \\ \theta S \end{pmatrix}, \qquad
    M = \begin{pmatrix} -D & L^\top \\ L & \theta S S^\top \end{pmatrix}. $$
@@ -16,53 +16,69 @@ from torch import Tensor
 
 
 class PairModel(NamedTuple):
-    """The pairs of a quadratic model; rows that are not used yet are zeros.
+    """The pairs of a quadratic model, the latest last; rows that are not used yet are zeros.
 
     Attributes:
         steps: S, m × n.
-        slopes: Y, m × n.
+        changes: Y, m × n.
     """
 
     steps: Tensor
-    slopes: Tensor
+    changes: Tensor
+
+    @classmethod
+    def of(cls, point: Tensor, memory: int) -> PairModel:
+        """No pairs: the unit matrix."""
+        return cls(point.new_zeros(memory, point.shape[0]), point.new_zeros(memory, point.shape[0]))
+
+    @property
+    def fresh(self) -> Tensor:
+        """Whether there are no pairs, a boolean scalar."""
+        return (self.steps[-1] == 0).all()
+
+    def append(self, step: Tensor, change: Tensor) -> PairModel:
+        """The model after a step s along which the gradient changed by y, where s·y > 0."""
+        steps = torch.cat([self.steps[1:], step.unsqueeze(0)])
+        return PairModel(steps, torch.cat([self.changes[1:], change.unsqueeze(0)]))
+
+    def hessian(self) -> CompactHessian:
+        """What can be multiplied by and minimized."""
+        steps, changes = self
+        inner = steps @ changes.mT
+        diagonal = inner.diagonal()
+        used = diagonal > 0
+        scale = torch.where(used[-1], changes[-1] @ changes[-1] / diagonal[-1], 1.0)
+        unused = torch.diag_embed((~used).to(scale.dtype))
+        lower = inner.tril(-1)
+        top = torch.cat([-torch.diag_embed(diagonal) - unused, lower.mT], 1)
+        bottom = torch.cat([lower, scale * (steps @ steps.mT) + unused], 1)
+        middle, factor = torch.cat([top, bottom]), torch.cat([changes, scale * steps])
+        return CompactHessian(scale, factor, middle, torch.linalg.solve_ex(middle, factor)[0])
 
 
-def start(point: Tensor, memory: int) -> PairModel:
-    """No pairs: the unit matrix."""
-    return PairModel(point.new_zeros(memory, point.shape[0]), point.new_zeros(memory, point.shape[0]))
+class CompactHessian(NamedTuple):
+    """B = θI − WᵀM⁻¹W.
 
+    Attributes:
+        scale: θ, a scalar.
+        factor: W, 2m × n.
+        middle: M, 2m × 2m.
+        solved: M⁻¹W, 2m × n.
+    """
 
-def append(model: PairModel, step: Tensor, slope: Tensor) -> PairModel:
-    """The model after a step s along which the gradient changed by y, where s·y > 0."""
-    return PairModel(
-        torch.cat([model.steps[1:], step.unsqueeze(0)]), torch.cat([model.slopes[1:], slope.unsqueeze(0)])
-    )
+    scale: Tensor
+    factor: Tensor
+    middle: Tensor
+    solved: Tensor
 
+    def times(self, vectors: Tensor) -> Tensor:
+        """B times a vector, or the columns of a matrix."""
+        return self.scale * vectors - self.factor.mT @ (self.solved @ vectors)
 
-def times(model: PairModel, vector: Tensor) -> Tensor:
-    """B v."""
-    scale, low_rank, middle = _compact(model)
-    return scale * vector - torch.linalg.solve_ex(middle, low_rank @ vector)[0] @ low_rank
-
-
-def minimize_over(model: PairModel, free: Tensor, slope: Tensor) -> Tensor:
-    """The minimizer of slope·d + ½ dᵀBd over the free coordinates; zeros elsewhere, by the formula of Woodbury."""
-    scale, low_rank, middle = _compact(model)
-    low_rank = low_rank * free.to(slope.dtype)
-    slope = torch.where(free, slope, 0.0)
-    small = middle - low_rank @ low_rank.mT / scale
-    return -(slope + torch.linalg.solve_ex(small, low_rank @ slope)[0] @ low_rank / scale) / scale
-
-
-def _compact(model: PairModel) -> tuple[Tensor, Tensor, Tensor]:
-    """θ, W and M."""
-    steps, slopes = model
-    inner = steps @ slopes.mT
-    diagonal = inner.diagonal()
-    used = diagonal > 0
-    scale = torch.where(used[-1], slopes[-1] @ slopes[-1] / torch.where(used[-1], diagonal[-1], 1.0), 1.0)
-    lower = inner.tril(-1)
-    unit = torch.diag_embed(torch.where(used, 0.0, 1.0).to(scale.dtype))
-    top = torch.cat([-torch.diag_embed(diagonal) - unit, lower.mT], 1)
-    bottom = torch.cat([lower, scale * (steps @ steps.mT) + unit], 1)
-    return scale, torch.cat([slopes, scale * steps]), torch.cat([top, bottom])
+    def minimize_over(self, free: Tensor, slope: Tensor) -> Tensor:
+        """The minimizer of slope·d + ½ d·Bd over the coordinates that are free; the others are 0. By Woodbury."""
+        factor = self.factor * free.to(slope.dtype)
+        slope = torch.where(free, slope, 0.0)
+        small = self.middle - factor @ factor.mT / self.scale
+        inner = torch.linalg.solve_ex(small, factor @ slope)[0]
+        return -(slope + factor.mT @ inner / self.scale) / self.scale

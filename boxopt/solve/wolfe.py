@@ -54,9 +54,14 @@ class Search(NamedTuple):
 
 def start_search(value: Tensor, slope: Tensor, step: Tensor, limit: Tensor) -> Search:
     """A search that has tried nothing yet, from a point with this loss and this negative slope."""
-    zero, infinite = torch.zeros_like(value), torch.full_like(value, torch.inf)
-    start = Point(zero, value, slope)
-    return Search(torch.minimum(step, limit), limit, start, start, Point(infinite, infinite, zero), infinite, zero)
+
+    def number(value: float) -> Tensor:
+        return torch.full_like(slope, value)
+
+    start = Point(number(0.0), value, slope)
+    low = Point(number(0.0), value.clone(), slope.clone())
+    high = Point(number(torch.inf), number(torch.inf), number(0.0))
+    return Search(torch.minimum(step, limit), limit.clone(), start, low, high, number(torch.inf), number(0.0))
 
 
 def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search, Tensor, Tensor]:

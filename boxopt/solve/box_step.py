@@ -1,0 +1,49 @@
+r"""A step that makes a quadratic model small within bounds: a Cauchy point, and a subspace.
+
+$$ m(d) = g \cdot d + \tfrac{1}{2} d \cdot B d, \qquad l \le x + d \le u $$
+
+First a projected gradient step, of the length that is best for the model until the first bound, tells which bounds to
+go to. The model's minimizer over the other coordinates may leave the box. Of two ways back, the projection and the
+point where the segment from the first step leaves the box, the one with the smaller model is taken.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boxopt.solve.dense_model import DenseModel
+from boxopt.solve.pair_model import CompactHessian
+
+
+def box_step(
+    hessian: DenseModel | CompactHessian, point: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor
+) -> Tensor:
+    """The step d, along which the loss decreases at first; zeros only where the gradient's projection is."""
+    below, above = lower - point, upper - point
+    cauchy = _cauchy_step(hessian, gradient, below, above)
+    held = (cauchy <= below) | (cauchy >= above)
+    pinned = torch.where(held, cauchy, 0.0)
+    change = hessian.minimize_over(~held, gradient + hessian.times(pinned))
+    target = torch.where(held, cauchy, change)
+    target = torch.where(target.isfinite().all(), target, cauchy)
+
+    onward = target - cauchy
+    room = (torch.where(onward > 0, above, below) - cauchy) / onward
+    share = torch.where(onward == 0, 1.0, room).amin().clamp(0.0, 1.0)
+    both = torch.stack([target.clamp(below, above), (cauchy + share * onward).clamp(below, above)], 1)
+    projected, truncated = both.unbind(1)
+    model = ((gradient.unsqueeze(1) + hessian.times(both) / 2) * both).sum(0)
+    step = torch.where(model[0] < model[1], projected, truncated)
+    return torch.where(gradient @ step < 0, step, cauchy)
+
+
+def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """P(x − tg) − x, where t minimizes the model along −g as far as no bound forbids it at once."""
+    blocked = ((below >= 0) & (gradient > 0)) | ((above <= 0) & (gradient < 0))
+    steepest = torch.where(blocked, 0.0, gradient)
+    size = steepest.abs().amax()
+    unit = steepest / torch.where(size > 0, size, 1.0)
+    curvature = unit @ hessian.times(unit)
+    rate = unit @ unit / torch.where(curvature > 0, curvature, 1.0)
+    return (-rate * gradient).clamp(below, above)
