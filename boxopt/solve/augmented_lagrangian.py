@@ -64,7 +64,6 @@ class AugmentedLagrangianState(NamedTuple):
     Attributes:
         iterate: The point reached. Value and gradient are the loss's, and optimality is the largest of what is missed
             of stationarity, feasibility and complementarity.
-        trial: Where the loss is wanted next, a vector.
         multipliers: λ, ν and ρ.
         infeasibility: max(‖h‖∞, ‖max(g, 0)‖∞) at the iterate, a scalar.
         inner: The state of the solver.
@@ -77,7 +76,6 @@ class AugmentedLagrangianState(NamedTuple):
     """
 
     iterate: Iterate
-    trial: Tensor
     multipliers: Multipliers
     infeasibility: Tensor
     inner: Any
@@ -88,6 +86,11 @@ class AugmentedLagrangianState(NamedTuple):
     idle: Tensor
     stalled: Tensor
 
+    @property
+    def trial(self) -> Tensor:
+        """Where the loss is wanted next, a vector."""
+        return self.inner.trial
+
 
 def augmented_lagrangian(
     solver: GradientTransformation,
@@ -95,7 +98,7 @@ def augmented_lagrangian(
     equality: Function | None = None,
     inequality: Function | None = None,
     penalty: Scalar | None = None,
-    inner_steps: int = 500,
+    inner_steps: int = 200,
 ) -> GradientTransformation:
     r"""Minimize f(x) in the solver's set under h(x) = 0 and g(x) ≤ 0.
 
@@ -175,7 +178,6 @@ def _lagrangian_init(
     count, unknown = zero_like(trial, torch.int64), zero_like(trial) + torch.inf
     return AugmentedLagrangianState(
         iterate=first_iterate(trial.clone()),
-        trial=trial.clone(),
         multipliers=Multipliers(h, g, zero_like(trial) + 1),
         infeasibility=unknown,
         inner=inner,
@@ -242,7 +244,6 @@ def _lagrangian_update(
     idle = torch.where(solved, torch.where(count > 1, 0, state.idle + 1), state.idle)
     new = AugmentedLagrangianState(
         iterate=iterate,
-        trial=inner.trial,
         multipliers=multipliers,
         infeasibility=infeasibility,
         inner=inner,

@@ -245,7 +245,8 @@ def _moved_duals(walls: _Walls, state: InteriorPointState, x: Tensor, accept: Te
     duals, signs = (state.lower_dual, state.upper_dual), (1.0, -1.0)
     for dual, slack, sign in zip(duals, walls.slacks(state.iterate.params), signs, strict=True):
         step = (state.mu - sign * dual * state.direction) / slack - dual
-        share = (0.99 * dual / nonzero(-step)).amin().clamp_max(1) if dual.numel() else 1.0
+        shares = torch.where(step < 0, 0.99 * dual / nonzero(-step), 1.0)
+        share = shares.amin().clamp_max(1) if dual.numel() else 1.0
         moved.append(torch.where(accept, dual + share * step, dual))
     return moved[0], moved[1]
 
