@@ -330,7 +330,7 @@ ENTRIES = [
     ),
     E_(
         ("projected_newton", "products"),
-        lambda h: told(bx.projected_newton(h.box, cg_steps=3), "value", "value_fn"),
+        lambda h: told(bx.projected_newton(h.box, cg_steps=1), "value", "value_fn"),
         "closed",
         quick=True,
         exempt=SEARCH,
@@ -344,7 +344,7 @@ ENTRIES = [
     ),
     E_(
         ("interior_point", "products"),
-        lambda h: told(bx.interior_point(h.box, cg_steps=3), "value", "value_fn"),
+        lambda h: told(bx.interior_point(h.box, cg_steps=1), "value", "value_fn"),
         "strictly",
         quick=True,
         exempt=SEARCH,

@@ -83,7 +83,7 @@ def spg(constraint: ConstraintSet, *, memory: int = 10) -> GradientTransformatio
         ...     value = (params - target).square().sum()
         ...     updates, state = solver.update(2 * (params - target), state, params, value=value)
         ...     params = bx.apply_updates(params, updates)
-        >>> state.iterate.params
+        >>> state.best.params
         tensor([0.3750, 0.6250, 0.0000])
 
     Source:
