@@ -147,8 +147,10 @@ from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.interior_point import InteriorPointState, interior_point
 from boxopt.solve.lbfgsb import LBFGSBState, lbfgsb
 from boxopt.solve.minimize import minimize
+from boxopt.solve.multistart import multistart
 from boxopt.solve.projected_newton import ProjectedNewtonState, projected_newton
 from boxopt.solve.result import Result, Status
+from boxopt.solve.scipy_minimize import scipy_minimize
 from boxopt.solve.spg import SpgState, spg
 from boxopt.wrap.apply_if_finite import ApplyIfFiniteState, apply_if_finite, skip_nonfinite
 from boxopt.wrap.average import EmaParamsState, ema_params, incremental_update, periodic_update
@@ -306,6 +308,7 @@ __all__ = [
     "mirror",
     "monitor",
     "multi_steps",
+    "multistart",
     "nadam",
     "nadamw",
     "named_chain",
@@ -367,6 +370,7 @@ __all__ = [
     "scale_by_yogi",
     "scale_by_zoom_linesearch",
     "schedules",
+    "scipy_minimize",
     "set_to_zero",
     "sets",
     "sgd",

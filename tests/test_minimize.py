@@ -3,7 +3,9 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -122,7 +124,7 @@ def test_the_batch_gets_smaller():
         descent(box),
         args=(center, weight),
         batch_dims=1,
-        callback=lambda info: sizes.append((len(info.value), info.running, info.problems, int(info.steps))),
+        callback=lambda info: sizes.append((len(info.iterate.value), info.running, info.problems, int(info.steps))),
     )
     assert sizes[0] == (32, 32, 32, 0)
     assert sizes[-1][1] == 0
@@ -173,7 +175,11 @@ def test_the_best_point_is_kept():
         return ((x - 1) ** 2 * torch.tensor([1.0, 30.0])).sum()
 
     result = bx.minimize(
-        loss, torch.zeros(2), adam(bx.Box(-2.0, 2.0), 0.9), max_steps=6, callback=lambda i: seen.append(float(i.value))
+        loss,
+        torch.zeros(2),
+        adam(bx.Box(-2.0, 2.0), 0.9),
+        max_steps=6,
+        callback=lambda i: seen.append(float(i.iterate.value)),
     )
     assert result.status == bx.Status.LIMIT
     assert float(result.value) == min(seen) < seen[-1]
@@ -423,3 +429,174 @@ def test_nothing_is_kept_of_graphs():
     scale = torch.ones(2, requires_grad=True)
     result = bx.minimize(lambda x: (scale * x**2).sum(), torch.ones(2, requires_grad=True), descent())
     assert not any(leaf.requires_grad for leaf in tree.leaves(result))
+
+
+def test_a_callback_may_stop_it():
+    result = bx.minimize(lambda x: (x**2).sum(), torch.ones(2), descent(), callback=lambda info: bool(info.steps >= 2))
+    assert result.steps == 2
+    assert result.status == bx.Status.RUNNING
+
+
+# ---- places for some of the problems
+
+
+@pytest.mark.parametrize(("chunk_size", "sync_every"), [(3, 2), (5, 1), (11, 4)])
+def test_problems_take_turns(solver, chunk_size, sync_every):
+    center, weight, box = quadratics()
+    run = partial(bx.minimize, quadratic, torch.zeros_like(center), solver(box), args=(center, weight), batch_dims=1)
+    sizes = []
+    few = run(
+        chunk_size=chunk_size,
+        sync_every=sync_every,
+        callback=lambda info: sizes.append((len(info.iterate.value), info.running)),
+    )
+    assert_same(run(), few)
+    assert max(size for size, _ in sizes) == chunk_size
+    assert sizes[0][1] == 12
+    assert sizes[-1][1] == 0
+
+
+def test_compiled():
+    """One compiled step serves a batch that is larger than it, one that is smaller, and other numbers."""
+    center, weight, box = quadratics(21)
+    run = partial(bx.minimize, quadratic, batch_dims=1, max_steps=60)
+    given = torch.zeros_like(center), descent(box)
+    eager = run(*given, args=(center, weight))
+    assert_same(run(*given, args=(center, weight), compile=True, chunk_size=8), eager)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_same(run(*given, args=(center, weight), compile=True, chunk_size=8, tol=1e-6), eager)
+        some = run(
+            given[0][:7], descent(bx.Box(0.0, box.upper[:7])), args=(center[:7], weight[:7]), compile=True, chunk_size=8
+        )
+        assert_same(some, tree.map(lambda leaf: leaf[:7], eager))
+
+
+def test_a_compiled_single_problem():
+    loss = lambda x: ((x - torch.arange(3.0)) ** 2).sum()
+    run = partial(bx.minimize, loss, torch.zeros(3), adam(bx.Box(0.0, 1.5), 0.1), max_steps=50)
+    assert_same(run(compile=True), run())
+
+
+# ---- several starts
+
+
+def rastrigin(x, center):
+    return ((x - center) ** 2 - 10 * torch.cos(2 * torch.pi * (x - center)) + 10).sum()
+
+
+def test_multistart_finds_the_best():
+    centers = torch.tensor([[0.3], [-1.2], [2.1]], dtype=DTYPE)
+    box = bx.Box(-3.0, torch.tensor([[2.0], [2.0], [1.5]]))
+    start = torch.full((3, 1), -2.9, dtype=DTYPE)
+    alone = bx.minimize(rastrigin, start, bx.lbfgsb(box), args=(centers,), batch_dims=1)
+    best = bx.multistart(rastrigin, start, bx.lbfgsb(box), 30, args=(centers,), batch_dims=1)
+    assert best.params.shape == (3, 1)
+    torch.testing.assert_close(best.params[:2], centers[:2])
+    assert best.params[2] == 1.5 or best.value[2] < 1.6
+    assert (best.value <= alone.value).all()
+    assert (best.steps > alone.steps).all()
+    one = bx.multistart(rastrigin, start, bx.lbfgsb(box), 1, args=(centers,), batch_dims=1)
+    assert_same(one, alone)
+
+
+def test_multistart_of_one_problem_with_samples_of_ones_own():
+    drawn = []
+
+    def sample(key, x):
+        drawn.append(key.shape)
+        return x + bx.core.random.normal(key, x.shape, x.dtype)
+
+    run = partial(bx.multistart, lambda x: rastrigin(x, 0.5), torch.full((2,), 3.0, dtype=DTYPE), sample=sample)
+    for bounds in (3.0, torch.tensor([3.0, 2.0])):  # a bound for each coordinate, of as many as there are starts
+        result = run(bx.lbfgsb(bx.Box(-bounds, bounds)), 2)
+        assert result.params.shape == (2,)
+        assert result.value.shape == ()
+    assert drawn == [(2,), (2,)]
+    with pytest.raises(ValueError, match="at least one start"):
+        run(bx.lbfgsb(), 0)
+
+
+def test_the_starts_of_a_box_are_in_it_and_differ():
+    seen = []
+    bx.multistart(
+        lambda x: (x * 0).sum(),
+        torch.zeros(3, dtype=DTYPE),
+        bx.lbfgsb(bx.Box(torch.tensor([-1.0, 5.0, -torch.inf]), torch.tensor([1.0, 6.0, torch.inf]))),
+        200,
+        callback=lambda info: seen.append(info.iterate.params),
+    )
+    starts = seen[0][1:]
+    assert (starts[:, 0].abs() <= 1).all()
+    assert ((starts[:, 1] >= 5) & (starts[:, 1] <= 6)).all()
+    assert abs(starts[:, 0].mean()) < 0.15
+    assert 0.5 < starts[:, 2].std() < 1.5
+
+
+# ---- SciPy's interface
+
+THEIRS = {
+    "pairs": [(0.0, 0.8), (None, 0.5), (-1.0, None), (None, None)],
+    "Bounds": scipy.optimize.Bounds([0.0, -np.inf, -1.0, -np.inf], [0.8, 0.5, np.inf, np.inf]),
+    "none": None,
+}
+
+
+def numpy_rosenbrock(x, scale=100.0):
+    return (scale * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def numpy_slope(x, scale=100.0):
+    inner, slope = x[1:] - x[:-1] ** 2, np.zeros_like(x)
+    slope[1:] = 2 * scale * inner
+    slope[:-1] -= 4 * scale * x[:-1] * inner + 2 * (1 - x[:-1])
+    return slope
+
+
+@pytest.mark.parametrize("bounds", list(THEIRS))
+@pytest.mark.parametrize("kind", ["jac", "both", "2-point", "torch"])
+def test_scipy_minimize(kind, bounds):
+    start, args = np.array([-1.2, 0.3, 0.7, 1.0]), (20.0,)
+    fun, jac = {
+        "jac": (numpy_rosenbrock, numpy_slope),
+        "both": (lambda x, s: (numpy_rosenbrock(x, s), numpy_slope(x, s)), True),
+        "2-point": (lambda x, s: float(np.sum(numpy_rosenbrock(np.asarray(x), s))), None),
+        "torch": (lambda x, s: (s * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(), None),
+    }[kind]
+    bounds = THEIRS[bounds]
+    theirs = scipy.optimize.minimize(
+        numpy_rosenbrock, start, args, "L-BFGS-B", jac=numpy_slope, bounds=bounds, tol=1e-9
+    )
+    ours = bx.scipy_minimize(fun, start, args, jac=jac, bounds=bounds, tol=1e-9 if kind != "2-point" else None)
+    assert isinstance(ours, scipy.optimize.OptimizeResult)
+    tolerance = 1e-3 if kind == "2-point" else 1e-5
+    np.testing.assert_allclose(ours.x, theirs.x, atol=tolerance)
+    assert ours.fun == pytest.approx(theirs.fun, abs=tolerance)
+    assert ours.success
+    assert ours.status == 0
+    assert set(ours) <= set(theirs)
+    assert ours.nfev >= ours.nit >= 1
+    np.testing.assert_allclose(ours.jac, numpy_slope(ours.x, 20.0), atol=1e-4)
+
+
+def test_scipy_minimize_limits_and_callbacks():
+    start, points = np.array([-1.2, 1.0]), []
+    run = partial(bx.scipy_minimize, numpy_rosenbrock, start, jac=numpy_slope)
+    full = run(callback=points.append)
+    assert len(points) == full.nit
+    assert full.nfev == full.njev
+    np.testing.assert_array_equal(points[-1], full.x)
+    for options in ({"maxiter": 3}, {"maxfun": 5}):
+        assert run(options=options).status == 1
+        assert not run(options=options).success
+
+    def stop(intermediate_result):
+        if intermediate_result.fun < 3:
+            raise StopIteration
+
+    assert run(callback=stop).status == 99
+    with pytest.raises(ValueError, match="method"):
+        run(method="CG")
+    with pytest.raises(ValueError, match="unknown options"):
+        run(options={"maxitre": 3})
+    with pytest.raises(ValueError, match="pairs of bounds"):
+        run(bounds=[(0, 1)])

@@ -138,18 +138,18 @@ class _Reporter:
             self._bar.close()
 
     def look(self) -> bool:
-        """Whether any problem still runs."""
+        """Whether to go on: a problem still runs, and the callback does not object."""
         run = self._problems.run
         running = int((run.status == RUNNING).sum())
         unfinished, total = running + self._problems.waiting, self._problems.count
+        stop = False
         if self._callback is not None and total:
-            iterate = run.state.iterate
-            self._callback(Progress(run.steps.max(), unfinished, total, iterate.value, iterate.optimality))
+            stop = self._callback(Progress(run.steps.amax(), unfinished, total, run.state.iterate)) is True
         if self._bar is not None:
             self._bar.update(total - unfinished - self._bar.n)
-        if unfinished:
+        if unfinished and not stop:
             self._problems.turn_over(running)
-        return unfinished > 0
+        return unfinished > 0 and not stop
 
 
 def _progress_bar(total: int) -> Any:

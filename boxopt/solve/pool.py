@@ -54,6 +54,7 @@ class Pool:
         self._is_batch = count is not None
         self._each = each
         self._places = places if compiled else 0  # how many there are, if it does not change
+        self._dim = -1 if compiled else 0  # where in the tensors of those on places
         self._all_tensors = self._tensors = tensors
         self._layout, self._all = self._start(params)
         self._is_own = False  # whether the memory of what is kept of all problems is used for nothing else
@@ -64,7 +65,8 @@ class Pool:
             self._load(torch.arange(self.count - self.waiting, device=step.flat.device))
         self._advance = _on_leaves(step, self._layout)
         if self._is_batch:
-            self._advance = vmap(self._advance, in_dims=(0, self._dims))
+            dims = [self._dim if own else None for own in each]
+            self._advance = vmap(self._advance, in_dims=(self._dim, dims), out_dims=self._dim)
         if compiled:
             self._run = [leaf.clone(memory_format=torch.contiguous_format) for leaf in self._run]
             kinds = tuple((leaf.dtype, leaf.device, leaf.shape) for leaf in (*self._run, *self._tensors))
@@ -99,7 +101,8 @@ class Pool:
     @property
     def run(self) -> Run:
         """The problems on places."""
-        return _laid_out(self._layout, self._run)
+        leaves = [leaf.movedim(self._dim, 0) for leaf in self._run] if self._is_batch else self._run
+        return _laid_out(self._layout, leaves)
 
     def advance(self) -> None:
         """One evaluation and one update of each problem that has a place."""
@@ -133,16 +136,19 @@ class Pool:
             self._all = [leaf.clone(memory_format=torch.contiguous_format) for leaf in self._all]
             self._is_own = True
         for leaf, part in zip(self._all, self._run, strict=True):
-            leaf.index_copy_(0, self._rows, part[: len(self._rows)])
+            leaf.index_copy_(0, self._rows, part.movedim(self._dim, 0)[: len(self._rows)])
 
     def _load(self, rows: Tensor) -> None:
         """Put problems on places; a place that is left over holds one that does not run."""
         left_over = max(0, self._places - len(rows))
         taken = torch.cat([rows, rows[:1].expand(left_over)])
-        self._run = [leaf.index_select(0, taken) for leaf in self._all]
+
+        def select(leaf: Tensor) -> Tensor:
+            return leaf.index_select(0, taken.to(leaf.device)).movedim(0, self._dim).contiguous()
+
+        self._run = [select(leaf) for leaf in self._all]
         self._tensors = [
-            leaf.index_select(0, taken.to(leaf.device)) if own else leaf
-            for leaf, own in zip(self._all_tensors, self._each, strict=True)
+            select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)
         ]
         self._rows = rows
         self.run.status[len(rows) :] = int(Status.LIMIT)

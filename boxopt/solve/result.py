@@ -68,16 +68,14 @@ class Progress(NamedTuple):
     """What a callback is told.
 
     Attributes:
-        steps: How many evaluations a problem that still runs has used, a scalar tensor.
-        running: How many problems still run.
+        steps: How many evaluations were used, by that problem of those that take part which used most, a scalar tensor.
+        running: How many problems have not stopped.
         problems: How many there are.
-        value: The loss of those that take part, a tensor; a problem that has stopped takes part until the batch is made
-            smaller.
-        optimality: ‖P(x − g) − x‖∞ of the same.
+        iterate: The points reached by the problems that take part, a `boxopt.solve.solver.Iterate`: ``params`` as
+            vectors, ``gradient``, ``value``, ``optimality`` and ``accepted``.
     """
 
     steps: Tensor
     running: int
     problems: int
-    value: Tensor
-    optimality: Tensor
+    iterate: Any

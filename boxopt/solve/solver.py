@@ -172,7 +172,7 @@ def _representable(flat: Flat, state: Any) -> Any:
 
 def is_near(flat: Flat, point: Tensor, trial: Tensor) -> Tensor:
     """Whether a sum ``params + updates`` that was to reach the trial did, up to its roundings."""
-    reach = 4 * max([0.0, *(torch.finfo(dtype).eps for dtype in flat.dtypes)])
+    reach = 4 * max([torch.finfo(dtype).eps for dtype in flat.dtypes] or [0.0])
     return ((point - trial).abs() <= reach * (1 + trial.abs())).all()
 
 
