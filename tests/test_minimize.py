@@ -194,7 +194,10 @@ def test_an_infeasible_start(solver):
 
 def test_other_sets_and_transformations():
     target = torch.tensor([0.7, 0.9, -1.0])
-    loss = lambda x: ((x - target) ** 2).sum()
+
+    def loss(x):
+        return ((x - target) ** 2).sum()
+
     expected = bx.sets.Simplex().project(target)
     outside, inside = torch.tensor([5.0, -3.0, 2.0]), torch.full((3,), 1 / 3)
     for tx, start in (
@@ -230,7 +233,9 @@ def test_masked_and_grouped_sets_are_found():
 
 
 def test_other_tolerances():
-    loss = lambda x: ((x - 1) ** 4).sum()
+    def loss(x):
+        return ((x - 1) ** 4).sum()
+
     run = partial(bx.minimize, loss, torch.zeros(2, dtype=DTYPE), descent(), tol=0.0)
     by_step, by_value = run(step_tol=1e-2), run(value_tol=1e-6)
     assert by_step.status == bx.Status.STEP
@@ -266,7 +271,10 @@ def test_status_reads_well():
 def test_two_batch_dimensions():
     center, weight, box = quadratics()
     flat = bx.minimize(quadratic, torch.zeros_like(center), descent(box), args=(center, weight), batch_dims=1)
-    shape = lambda leaf: leaf.reshape(3, 4, *leaf.shape[1:])
+
+    def shape(leaf):
+        return leaf.reshape(3, 4, *leaf.shape[1:])
+
     nested = bx.minimize(
         quadratic,
         torch.zeros(3, 4, 3, dtype=DTYPE),
@@ -298,7 +306,10 @@ def test_bounds_that_may_mean_two_things():
     with pytest.raises(ValueError, match=r"reshape it to \(3, 1\) or to \(1, 3\)"):
         bx.minimize(lambda x: (x**2).sum(), start, adam(bx.Box(torch.ones(3))), batch_dims=1)
     bounds = torch.tensor([0.0, 1.0, 2.0])
-    loss = lambda x: (x**2).sum()
+
+    def loss(x):
+        return (x**2).sum()
+
     each = bx.minimize(loss, start, descent(bx.Box(bounds[:, None])), batch_dims=1)
     shared = bx.minimize(loss, start, descent(bx.Box(bounds[None])), batch_dims=1)
     assert torch.equal(each.params, shared.params.T)
@@ -321,7 +332,10 @@ def test_parameters_of_any_structure():
         rest: list
 
     params = Pair(torch.zeros(4, 2), [torch.zeros(4), None, {"x": torch.zeros(4, 2, 2)}])
-    loss = lambda p: ((p.shift - 1) ** 2).sum() + (p.rest[0] - 2) ** 2 + ((p.rest[2]["x"] - 3) ** 2).sum()
+
+    def loss(p):
+        return ((p.shift - 1) ** 2).sum() + (p.rest[0] - 2) ** 2 + ((p.rest[2]["x"] - 3) ** 2).sum()
+
     box = bx.Box(None, 2.5)
     for tx in (descent(box), bx.chain(bx.sgd(0.2), bx.project(box))):
         result = bx.minimize(loss, params, tx, batch_dims=1)
@@ -342,7 +356,10 @@ def test_empty_trees(solver):
 def test_dtypes(solver, dtype):
     box = bx.Box(0.1, 0.6)
     params = {"a": torch.zeros(5, dtype=dtype), "b": torch.ones(2, dtype=torch.float32)}
-    loss = lambda p: ((p["a"].float() - 0.4) ** 2).sum() + ((p["b"] - 0.7) ** 2).sum()
+
+    def loss(p):
+        return ((p["a"].float() - 0.4) ** 2).sum() + ((p["b"] - 0.7) ** 2).sum()
+
     result = bx.minimize(loss, params, solver(box), max_steps=200, tol=1e-2)
     assert result.params["a"].dtype == dtype
     assert bx.is_feasible(box, result.params)
@@ -365,7 +382,10 @@ def test_the_loop_of_a_transformation_runs_solvers_too():
 
 def test_aux():
     center, weight, box = quadratics()
-    loss = lambda x, c, w: (quadratic(x, c, w), {"residual": x - c})
+
+    def loss(x, c, w):
+        return (quadratic(x, c, w), {"residual": x - c})
+
     result = bx.minimize(
         loss, torch.zeros_like(center), descent(box), args=(center, weight), batch_dims=1, has_aux=True
     )
@@ -397,7 +417,9 @@ def test_errors_of_the_loss_pass_through():
 
 
 def test_bad_input_is_explained():
-    loss = lambda x: (x**2).sum()
+    def loss(x):
+        return (x**2).sum()
+
     with pytest.raises(ValueError, match="scalar tensor, fun returned a tensor of shape"):
         bx.minimize(lambda x: x**2, torch.ones(2), descent())
     with pytest.raises(ValueError, match="lacks batch dimensions"):
@@ -472,7 +494,9 @@ def test_compiled():
 
 
 def test_a_compiled_single_problem():
-    loss = lambda x: ((x - torch.arange(3.0)) ** 2).sum()
+    def loss(x):
+        return ((x - torch.arange(3.0)) ** 2).sum()
+
     run = partial(bx.minimize, loss, torch.zeros(3), adam(bx.Box(0.0, 1.5), 0.1), max_steps=50)
     assert_same(run(compile=True), run())
 

@@ -5,6 +5,7 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
 import torch
 
 import boxopt as bx
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 SETS = (ROOT / "docs" / "sets.md").read_text()
+SOLVERS = (ROOT / "docs" / "solvers.md").read_text()
 
 
 def run_as_module(code, name):
@@ -42,9 +44,10 @@ def test_the_fast_path_runs_as_written():
     assert set(namespace["weights"]) == {"weight", "bias"}
 
 
-def test_the_page_on_sets_prints_what_it_says(capsys):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", SETS, flags=re.DOTALL))
-    run_as_module(code, "sets_page")
+@pytest.mark.parametrize("page", [SETS, SOLVERS], ids=["sets", "solvers"])
+def test_pages_print_what_they_say(page, capsys):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    run_as_module(code, "page")
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
 
 
@@ -57,7 +60,7 @@ def test_the_page_on_sets_has_them_all():
 def test_names_in_code_exist():
     for name in re.findall(r"bx\.sets\.([A-Za-z_]\w*)", README + SETS):
         assert hasattr(bx.sets, name), name
-    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README + PERFORMANCE + SETS)):
+    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README + PERFORMANCE + SETS + SOLVERS)):
         assert hasattr(bx, name), name
     for name in re.findall(r"`([a-z_]+)\(", README):
         assert hasattr(bx, name) or name in {"init", "update", "compile", "grad"}, name

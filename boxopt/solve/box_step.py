@@ -35,7 +35,7 @@ def box_step(
     projected, truncated = both.unbind(1)
     model = ((gradient.unsqueeze(1) + hessian.times(both) / 2) * both).sum(0)
     step = torch.where(model[0] < model[1], projected, truncated)
-    return torch.where(gradient @ step < 0, step, cauchy)
+    return torch.where((gradient * step).sum() < 0, step, cauchy)
 
 
 def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: Tensor, above: Tensor) -> Tensor:
@@ -44,6 +44,6 @@ def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: 
     steepest = torch.where(blocked, 0.0, gradient)
     size = steepest.abs().amax()
     unit = steepest / torch.where(size > 0, size, 1.0)
-    curvature = unit @ hessian.times(unit)
-    rate = unit @ unit / torch.where(curvature > 0, curvature, 1.0)
+    curvature = (unit * hessian.times(unit)).sum()
+    rate = (unit * unit).sum() / torch.where(curvature > 0, curvature, 1.0)
     return (-rate * gradient).clamp(below, above)

@@ -114,34 +114,25 @@ def _lbfgsb_advance(
     old = state.iterate
 
     is_first = old.accepted == 0
-    search, accepted, failed = advance_search(state.search, value, gradient @ state.direction)
+    search, accepted, failed = advance_search(state.search, value, (gradient * state.direction).sum())
     accepted = torch.where(is_first, value.isfinite(), accepted)
     failed = ~accepted & (failed | is_first | (state.trial == old.params).all())
     iterate = next_iterate(flat, box, old, accepted, state.trial, gradient, value)
 
-    model = _learn(state, accepted & ~is_first, gradient, memory)
-    given_up = failed & state.model.fresh
-    model = _where(failed, _model(state.trial, memory), model)
+    step, change = state.trial - old.params, gradient - old.gradient
+    enough = torch.finfo(value.dtype).eps * (change * change).sum()
+    curved = accepted & ~is_first & ((step * change).sum() > enough)
+    model = state.model.learn(step, change, curved, failed)
     direction = box_step(model.hessian(), iterate.params, iterate.gradient, lower, upper)
-    slope = iterate.gradient @ direction
+    slope = (iterate.gradient * direction).sum()
     anew = start_search(iterate.value, slope, *_first_step(model, direction, iterate.params, lower, upper))
 
     turns = accepted | failed
     direction = torch.where(turns, direction, state.direction)
     search = _where(turns, anew, search)
-    stalled = state.stalled | given_up | (turns & ~(slope < 0))
+    stalled = state.stalled | (failed & state.model.fresh) | (turns & ~(slope < 0))
     trial = _onto_bounds(iterate.params + search.step * direction, iterate.params, lower, upper)
     return LBFGSBState(iterate, torch.where(stalled, iterate.params, trial), direction, search, model, stalled)
-
-
-def _learn(state: LBFGSBState, accepted: Tensor, gradient: Tensor, memory: int) -> DenseModel | PairModel:
-    """The model with the pair of the step just accepted, if the loss is curved upwards along it."""
-    step, change = state.trial - state.iterate.params, gradient - state.iterate.gradient
-    eps = torch.finfo(step.dtype).eps
-    curved = accepted & (step @ change > eps * (change @ change))
-    # Where there is no such pair, another stands in for it, so that nothing is divided by zero.
-    step, change = torch.where(curved, step, 1.0), torch.where(curved, change, 1.0)
-    return _where(curved, state.model.append(step, change), state.model)
 
 
 def _first_step(

@@ -1,7 +1,7 @@
 r"""A quadratic model of the last few pairs: limited-memory BFGS, in its compact form.
 
-With the last m steps as the rows of S, the changes of the gradient as those of Y, $S Y^\top = L + D + R$ (strictly lower,
-diagonal, strictly upper) and $\theta = y^\top y / s^\top y$ of the latest pair,
+With the last m steps as the rows of S, the changes of the gradient as those of Y, $S Y^\top = L + D + R$ (strictly
+lower, diagonal, strictly upper) and $\theta = y^\top y / s^\top y$ of the latest pair,
 
 $$ B = \theta I - W^\top M^{-1} W, \qquad W = \begin{pmatrix} Y \\ \theta S \end{pmatrix}, \qquad
    M = \begin{pmatrix} -D & L^\top \\ L & \theta S S^\top \end{pmatrix}. $$
@@ -36,10 +36,21 @@ class PairModel(NamedTuple):
         """Whether there are no pairs, a boolean scalar."""
         return (self.steps[-1] == 0).all()
 
-    def append(self, step: Tensor, change: Tensor) -> PairModel:
-        """The model after a step s along which the gradient changed by y, where s·y > 0."""
-        steps = torch.cat([self.steps[1:], step.unsqueeze(0)])
-        return PairModel(steps, torch.cat([self.changes[1:], change.unsqueeze(0)]))
+    def learn(self, step: Tensor, change: Tensor, curved: Tensor, forget: Tensor) -> PairModel:
+        """The model after a step s along which the gradient changed by y.
+
+        Args:
+            step: s.
+            change: y.
+            curved: Whether s·y > 0. Otherwise nothing is learned.
+            forget: Whether to start anew, where nothing is learned.
+        """
+        kept = torch.where(forget, 0.0, 1.0)
+
+        def append(memory: Tensor, latest: Tensor) -> Tensor:
+            return torch.where(curved, torch.cat([memory[1:], latest.unsqueeze(0)]), memory * kept)
+
+        return PairModel(append(self.steps, step), append(self.changes, change))
 
     def hessian(self) -> CompactHessian:
         """What can be multiplied by and minimized."""
@@ -47,7 +58,7 @@ class PairModel(NamedTuple):
         inner = steps @ changes.mT
         diagonal = inner.diagonal()
         used = diagonal > 0
-        scale = torch.where(used[-1], changes[-1] @ changes[-1] / diagonal[-1], 1.0)
+        scale = torch.where(used[-1], (changes[-1] * changes[-1]).sum() / diagonal[-1], 1.0)
         unused = torch.diag_embed((~used).to(scale.dtype))
         lower = inner.tril(-1)
         top = torch.cat([-torch.diag_embed(diagonal) - unused, lower.mT], 1)

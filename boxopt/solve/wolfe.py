@@ -1,13 +1,14 @@
 r"""A line search for the strong Wolfe conditions, one trial at a time.
 
-Along a feasible segment, $\phi(\alpha) = f(x + \alpha d)$ for $0 \le \alpha \le \alpha_{\max}$, a step is accepted where
+Along a feasible segment, $\phi(\alpha) = f(x + \alpha d)$ for $0 \le \alpha \le \alpha_{\max}$, a step is accepted
+where
 
 $$ \phi(\alpha) \le \phi(0) + c_1 \alpha \phi'(0), \qquad |\phi'(\alpha)| \le c_2 |\phi'(0)|. $$
 
 The search keeps an interval of steps: at its end ``low`` the loss is the lowest so far, and the slope there points
-into the interval, so that acceptable steps lie inside. As long as ``high`` is infinite the next step is an extrapolation;
-afterwards it is the minimum of the cubic through both ends, kept away from them, and the middle where that did not
-shrink the interval enough. At $\alpha_{\max}$ decrease is enough, since the segment ends.
+into the interval, so that acceptable steps lie inside. As long as ``high`` is infinite the next step is an
+extrapolation; afterwards it is the minimum of the cubic through both ends, kept away from them, and the middle where
+that did not shrink the interval enough. At $\alpha_{\max}$ decrease is enough, since the segment ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 DECREASE, CURVATURE = 1e-3, 0.9
 FEWEST, MOST = 1.1, 4.0  # an extrapolated step goes this many times as far beyond the last
-PATIENCE, TRIALS = 10, 20  # after so many trials decrease is enough; after so many the search has failed
+PATIENCE, TRIALS = 15, 20  # after so many trials decrease is enough; after so many the search has failed
 
 
 class Point(NamedTuple):
@@ -74,7 +75,7 @@ def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search
     decreases = value <= start.value + DECREASE * here.step * start.slope
     flat = slope.abs() <= -CURVATURE * start.slope
     # Where the decrease is lost in rounding, the slopes tell it (Hager and Zhang's approximate condition).
-    equal = (value <= start.value + noise) & (slope <= (2 * DECREASE - 1) * start.slope)
+    equal = ((value - start.value).abs() <= noise) & (slope <= (2 * DECREASE - 1) * start.slope)
     ends = (here.step >= search.limit) & (slope <= 0)
     enough = decreases | equal
     accepted = enough & (flat | ends | (search.trials >= PATIENCE))

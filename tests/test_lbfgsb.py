@@ -1,0 +1,390 @@
+"""L-BFGS-B against SciPy, scikit-learn and closed forms, and each problem of a batch against itself alone."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch.func import vmap
+
+import boxopt as bx
+from boxopt.solve.dense_model import DenseModel
+from boxopt.solve.pair_model import PairModel
+from boxopt.solve.wolfe import CURVATURE, DECREASE, advance_search, start_search
+
+F64 = torch.float64
+INF = float("inf")
+
+
+def random(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def scipy_solution(loss, start, lower, upper):
+    """By SciPy's L-BFGS-B, to the last digits that it can tell apart."""
+
+    def evaluate(x):
+        gradient, value = torch.func.grad_and_value(loss)(torch.tensor(x))
+        return float(value), gradient.numpy()
+
+    bounds = scipy.optimize.Bounds(lower, upper)
+    options = {"ftol": 0.0, "gtol": 1e-10, "maxiter": 5000, "maxfun": 20000}
+    return scipy.optimize.minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+
+
+def quadratic(x, matrix, slope):
+    return x @ matrix @ x / 2 + slope @ x
+
+
+def random_quadratics(members, size, seed=0):
+    root = random(members, size, size, seed=seed)
+    return root @ root.mT / size + 0.01 * torch.eye(size, dtype=F64), 2 * random(members, size, seed=seed + 1)
+
+
+# --- against others ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "memory"), [(1, 10), (8, 10), (8, 3), (30, 5)])
+def test_quadratics_as_scipy(size, memory):
+    members = 12
+    matrix, slope = random_quadratics(members, size)
+    lower, upper = -random(members, size, seed=5).abs(), random(members, size, seed=6).abs()
+    solver = bx.lbfgsb(bx.Box(lower, upper), memory=memory)
+    start = torch.zeros(members, size, dtype=F64)
+    result = bx.minimize(quadratic, start, solver, args=(matrix, slope), batch_dims=1, tol=1e-9)
+    assert (result.status == bx.Status.GRADIENT).all()
+    for i in range(members):
+        expected = scipy_solution(lambda x, i=i: quadratic(x, matrix[i], slope[i]), start[i], lower[i], upper[i])
+        assert float(result.value[i]) <= expected.fun + 1e-9 * abs(expected.fun)
+        torch.testing.assert_close(result.params[i], torch.tensor(expected.x), rtol=0, atol=1e-6)
+
+
+def cancer():
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.preprocessing import StandardScaler
+
+    inputs, labels = load_breast_cancer(return_X_y=True)
+    return torch.tensor(StandardScaler().fit_transform(inputs)), torch.tensor(2.0 * labels - 1)
+
+
+def test_logistic_regression_as_scikit_learn_and_with_bounds_as_scipy():
+    from sklearn.linear_model import LogisticRegression
+
+    inputs, signs = cancer()
+
+    def loss(params):
+        margins = signs * (inputs @ params["weights"] + params["bias"])
+        return torch.nn.functional.softplus(-margins).sum() + params["weights"].square().sum() / 2
+
+    start = {"weights": torch.zeros(30, dtype=F64), "bias": torch.zeros((), dtype=F64)}
+    free = bx.minimize(loss, start, bx.lbfgsb(), tol=1e-7)
+    fitted = LogisticRegression(tol=1e-10, max_iter=10000).fit(inputs, signs)
+    torch.testing.assert_close(free.params["weights"], torch.tensor(fitted.coef_[0]), rtol=0, atol=1e-5)
+
+    box = bx.Box({"weights": -0.5, "bias": None}, {"weights": 0.1, "bias": None})
+    result = bx.minimize(loss, start, bx.lbfgsb(box), tol=1e-7)
+    expected = scipy_solution(
+        lambda x: loss({"weights": x[1:], "bias": x[0]}), np.zeros(31), [-INF] + [-0.5] * 30, [INF] + [0.1] * 30
+    )
+    torch.testing.assert_close(result.params["weights"], torch.tensor(expected.x[1:]), rtol=0, atol=1e-6)
+    at_bound = (result.params["weights"] == -0.5) | (result.params["weights"] == 0.1)
+    assert int(at_bound.sum()) == int(((expected.x[1:] == -0.5) | (expected.x[1:] == 0.1)).sum()) > 5
+
+
+def test_the_dual_of_a_support_vector_machine_as_scikit_learn():
+    from sklearn.svm import LinearSVC
+
+    inputs, signs = cancer()
+    inputs, signs = inputs[:200], signs[:200]
+    rows = signs[:, None] * inputs
+    result = bx.minimize(
+        lambda alpha: (alpha @ rows).square().sum() / 2 - alpha.sum(),
+        torch.zeros(200, dtype=F64),
+        bx.lbfgsb(bx.Box(0.0, 0.1)),
+        tol=1e-6,
+        max_steps=5000,
+    )
+    assert bx.Status(int(result.status)) is bx.Status.GRADIENT
+    fitted = LinearSVC(C=0.1, loss="hinge", fit_intercept=False, tol=1e-10, max_iter=1000000, random_state=0)
+    fitted.fit(inputs, signs)
+    torch.testing.assert_close(result.params @ rows, torch.tensor(fitted.coef_[0]), rtol=0, atol=1e-4)
+
+
+def test_hyperparameters_of_a_gaussian_process_as_scikit_learn():
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    inputs = random(40, 2, seed=1)
+    targets = torch.sin(2 * inputs[:, 0]) + 0.1 * random(40, seed=2)  # the second input says nothing
+    bounds = {"variance": (0.1, 10.0), "lengths": (0.1, 20.0), "noise": (1e-3, 1.0)}
+
+    def loss(logs):
+        scaled = inputs / logs["lengths"].exp()
+        distances = (scaled[:, None] - scaled[None]).square().sum(-1)
+        kernel = logs["variance"].exp() * torch.exp(-distances / 2) + logs["noise"].exp() * torch.eye(40, dtype=F64)
+        factor = torch.linalg.cholesky(kernel)
+        solved = torch.linalg.solve_triangular(factor, targets[:, None], upper=False)
+        return solved.square().sum() / 2 + factor.diagonal().log().sum() + 20 * np.log(2 * np.pi)
+
+    lower = {name: float(np.log(low)) for name, (low, _) in bounds.items()}
+    upper = {name: float(np.log(high)) for name, (_, high) in bounds.items()}
+    start = {"variance": torch.zeros((), dtype=F64), "lengths": torch.zeros(2, dtype=F64)}
+    start["noise"] = torch.full((), np.log(0.1), dtype=F64)
+    result = bx.minimize(loss, start, bx.lbfgsb(bx.Box(lower, upper)), tol=1e-5)
+
+    kernel = ConstantKernel(1.0, bounds["variance"]) * RBF([1.0, 1.0], bounds["lengths"])
+    model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, bounds["noise"]), alpha=0.0)
+    with pytest.warns(ConvergenceWarning, match="close to the specified upper bound"):
+        model.fit(inputs, targets)
+    assert float(result.value) <= -model.log_marginal_likelihood_value_ + 1e-5
+    torch.testing.assert_close(result.params["lengths"][1].exp(), torch.tensor(20.0, dtype=F64))  # at its bound
+    theta = torch.cat([result.params["variance"][None], result.params["lengths"], result.params["noise"][None]])
+    torch.testing.assert_close(theta, torch.tensor(model.kernel_.theta), rtol=0, atol=1e-2)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+@pytest.mark.parametrize("memory", [10, 2])
+def test_a_problem_of_a_batch_ends_as_it_does_alone(memory):
+    """Also beside losses that are NaN, constant, unbounded below, or not finite in places."""
+
+    def loss(x, kind):
+        found = torch.where(kind == 3, -1e30, 0.0) * x.square().sum() + torch.where(kind % 2 == 1, 0.0, rosenbrock(x))
+        wall = torch.where((kind == 4) & (x.amax() > 0.3), torch.inf, 0.0)
+        return torch.where(kind == 1, torch.nan, 0.0) + torch.where(kind == 2, 0.0, found) + wall
+
+    kinds = torch.tensor([0, 1, 0, 2, 0, 3, 0, 4, 0])
+    start = random(9, 6, seed=3).clamp(-2, 0.25)
+    solver = bx.lbfgsb(bx.Box(None, 0.8), memory=memory)
+    result = bx.minimize(loss, start, solver, args=(kinds,), batch_dims=1, max_steps=200)
+    names = [bx.Status(code).name for code in result.status.tolist()]
+    assert names[1] == "NONFINITE"
+    assert names[3] == "GRADIENT"
+    for i in (0, 2, 4, 6, 8):
+        assert names[i] == "GRADIENT"
+        alone = bx.minimize(rosenbrock, start[i], solver, max_steps=200)
+        assert int(alone.steps) == int(result.steps[i])
+        torch.testing.assert_close(result.params[i], alone.params, rtol=1e-9, atol=1e-9)
+    assert result.value[7].isfinite()
+    assert (result.params <= 0.8).all()
+
+
+def test_bounds_of_each_problem_nested_batches_and_compiled():
+    upper = torch.tensor([[[0.5], [0.7]], [[0.9], [2.0]]], dtype=F64)
+    start = torch.full((2, 2, 4), -1.0, dtype=F64)
+    solver = bx.lbfgsb(bx.Box(-1.5, upper))
+    result = bx.minimize(rosenbrock, start, solver, batch_dims=2)
+    for i in range(2):
+        for j in range(2):
+            alone = bx.minimize(rosenbrock, start[i, j], bx.lbfgsb(bx.Box(-1.5, upper[i, j])))
+            torch.testing.assert_close(result.params[i, j], alone.params, rtol=1e-9, atol=1e-9)
+    assert (result.params[..., 0] <= upper[..., 0]).all()
+
+
+# --- corners -------------------------------------------------------------------------------------------------------
+
+
+def solve(loss, start, lower=None, upper=None, **options):
+    start = torch.tensor(start, dtype=options.pop("dtype", F64))
+    low, high = (None if b is None else torch.tensor(b, dtype=start.dtype) for b in (lower, upper))
+    return bx.minimize(loss, start, bx.lbfgsb(bx.Box(low, high)), **options)
+
+
+def test_fixed_coordinates_stay_and_the_others_move():
+    result = solve(rosenbrock, [0.0, 0.5, 0.0], [-INF, 0.5, -1.0], [INF, 0.5, 4.0])
+    assert float(result.params[1]) == 0.5
+    expected = scipy_solution(rosenbrock, [0, 0.5, 0], [-INF, 0.5, -1.0], [INF, 0.5, 4.0])
+    assert float(result.value) == pytest.approx(expected.fun, rel=1e-9)
+
+
+def test_all_coordinates_fixed():
+    result = solve(rosenbrock, [3.0, 3.0], [1.0, 2.0], [1.0, 2.0])
+    assert result.params.tolist() == [1.0, 2.0]
+    assert bx.Status(int(result.status)) is bx.Status.GRADIENT
+
+
+@pytest.mark.parametrize("start", [[-5.0, 7.0], [0.0, 0.0], [0.5, 2.0], [1e6, -1e6], [0.0, 2.0]])
+def test_starts_outside_at_a_bound_and_at_a_vertex(start):
+    result = solve(rosenbrock, start, [0.0, 0.0], [0.5, 2.0])
+    torch.testing.assert_close(result.params, torch.tensor([0.5, 0.25], dtype=F64), rtol=0, atol=1e-6)
+    assert float(result.params[0]) == 0.5
+
+
+def test_one_parameter():
+    assert float(solve(lambda x: (x - 3) ** 2, 0.0, -1.0, 2.0).params) == 2.0
+    assert float(solve(lambda x: torch.cosh(x - 3), 0.0).params) == pytest.approx(3.0, abs=1e-6)
+
+
+def test_degenerate_bounds():
+    """The minimum is at bounds with zero gradient: neither active nor free."""
+    result = solve(lambda x: (x**2).sum() + x[0] * x[1], [1.0, 2.0, 3.0], [0.0] * 3)
+    torch.testing.assert_close(result.params, torch.zeros(3, dtype=F64), rtol=0, atol=1e-6)
+
+
+def test_flat_directions_and_linear_losses():
+    result = solve(lambda x: (x[0] + x[1] - 1) ** 2, [5.0, 5.0], [0.0, 0.0], [10.0, 10.0])
+    assert float(result.value) < 1e-12
+    result = solve(lambda x: x[0] - 1e-8 * x[1] + 1e8 * x[2], [0.3, 0.3, 0.3], [0.0] * 3, [1.0] * 3, tol=0.0)
+    assert result.params.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_unbounded_below_ends_at_the_limit():
+    result = solve(lambda x: -x.sum(), [0.0, 0.0], None, [INF, 1.0], max_steps=30)
+    assert bx.Status(int(result.status)) is bx.Status.LIMIT
+    assert float(result.params[1]) == 1.0
+
+
+def test_a_loss_that_is_not_finite_everywhere():
+    """The first steps go where the logarithm is NaN; they are taken back."""
+    result = solve(lambda x: x.sum() - torch.log(x).sum() * 100, [1.0, 2.0])
+    torch.testing.assert_close(result.params, torch.full((2,), 100.0, dtype=F64), rtol=1e-6, atol=0)
+
+
+def test_badly_scaled():
+    scales = torch.logspace(-4, 4, 9, dtype=F64)
+    result = solve(lambda x: (scales * (x - 1) ** 2).sum(), [0.0] * 9, tol=1e-9, upper=[2.0] * 9)
+    torch.testing.assert_close(result.params, torch.ones(9, dtype=F64), rtol=0, atol=1e-4)
+
+
+def test_stalls_at_a_minimum_to_all_digits():
+    result = solve(rosenbrock, [-1.2, 1.0], tol=0.0, max_steps=300)
+    assert bx.Status(int(result.status)) in (bx.Status.STALLED, bx.Status.GRADIENT)
+    torch.testing.assert_close(result.params, torch.ones(2, dtype=F64), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_numbers(dtype):
+    result = solve(rosenbrock, [-1.0, 1.0], [-2.0, -2.0], [0.5, 2.0], dtype=dtype, max_steps=200)
+    assert result.params.dtype == dtype
+    torch.testing.assert_close(result.params.double(), torch.tensor([0.5, 0.25], dtype=F64), rtol=0, atol=3e-3)
+
+
+def test_every_trial_is_in_the_box_and_a_step_from_a_loop_lands_on_it():
+    box = bx.Box(torch.tensor([-2.0, 1e-6, -0.1], dtype=F64), torch.tensor([0.7, 0.3, INF], dtype=F64))
+    solver, params = bx.lbfgsb(box), torch.tensor([-1.5, 0.3, 2.0], dtype=F64)
+    state = solver.init(params)
+    for _ in range(40):
+        gradient, value = torch.func.grad_and_value(rosenbrock)(params)
+        updates, state = solver.update(gradient, state, params, value=value)
+        params = bx.apply_updates(params, updates)
+        assert float(bx.violation(box, params)) == 0
+        torch.testing.assert_close(params, state.trial, rtol=1e-15, atol=1e-15)
+    assert float(state.iterate.optimality) < 1e-8
+
+
+def test_refuses_no_memory_and_names_the_number():
+    with pytest.raises(ValueError, match="memory=0"):
+        bx.lbfgsb(memory=0)
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+
+def pairs_of_a_quadratic(count, size):
+    matrix = random_quadratics(1, size)[0][0]
+    steps = random(count, size, seed=9)
+    return steps, steps @ matrix
+
+
+def bfgs(steps, changes, scale):
+    """The textbook's formula, in NumPy."""
+    matrix = scale * np.eye(steps.shape[1])
+    for s, y in zip(steps.numpy(), changes.numpy(), strict=True):
+        image = matrix @ s
+        matrix = matrix - np.outer(image, image) / (s @ image) + np.outer(y, y) / (s @ y)
+    return torch.tensor(matrix)
+
+
+def learned(model, steps, changes):
+    yes = torch.tensor(True)
+    for step, change in zip(steps, changes, strict=True):
+        model = model.learn(step, change, yes, ~yes)
+    return model
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_models_are_bfgs_matrices(count):
+    size, memory = 6, 4
+    steps, changes = pairs_of_a_quadratic(count, size)
+    zero, unit = torch.zeros(size, dtype=F64), torch.eye(size, dtype=F64)
+
+    first = float(changes[0] @ changes[0] / (changes[0] @ steps[0]))
+    dense = learned(DenseModel.of(zero), steps, changes)
+    torch.testing.assert_close(dense.times(unit), bfgs(steps, changes, first))
+
+    last = float(changes[-1] @ changes[-1] / (changes[-1] @ steps[-1]))
+    pairs = learned(PairModel.of(zero, memory), steps, changes)
+    torch.testing.assert_close(pairs.hessian().times(unit), bfgs(steps[-memory:], changes[-memory:], last))
+
+    free, slope = torch.tensor([True, False, True, True, False, True]), random(size, seed=4)
+    for model in (dense, pairs.hessian()):
+        expected = torch.zeros(size, dtype=F64)
+        expected[free] = -torch.linalg.solve(model.times(unit)[free][:, free], slope[free])
+        torch.testing.assert_close(model.minimize_over(free, slope), expected)
+
+    no = torch.tensor(False)
+    for model in (dense, pairs):
+        kept, forgotten = model.learn(steps[0], changes[0], no, no), model.learn(steps[0], changes[0], no, ~no)
+        torch.testing.assert_close(kept.hessian().times(unit), model.hessian().times(unit))
+        torch.testing.assert_close(forgotten.hessian().times(unit), unit)
+        assert bool(forgotten.fresh)
+        assert not bool(kept.fresh)
+
+
+def sigma_mix(a, low, high):
+    """Moré and Thuente's fourth to sixth function (after Yanai, Ozawa and Kaneko)."""
+    gamma = lambda beta: np.sqrt(1 + beta**2) - beta  # noqa: E731
+    return gamma(low) * torch.sqrt((1 - a) ** 2 + high**2) + gamma(high) * torch.sqrt(a**2 + low**2)
+
+
+MORE_THUENTE = {  # J. J. Moré and D. J. Thuente, "Line search algorithms with guaranteed sufficient decrease", 1994
+    "1": lambda a: -a / (a**2 + 2),
+    "2": lambda a: (a + 0.004) ** 5 - 2 * (a + 0.004) ** 4,
+    "4": lambda a: sigma_mix(a, 0.001, 0.001),
+    "5": lambda a: sigma_mix(a, 0.01, 0.001),
+    "6": lambda a: sigma_mix(a, 0.001, 0.01),
+    "not finite": lambda a: torch.where(a > 2, torch.inf, (a - 1.5) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", MORE_THUENTE)
+@pytest.mark.parametrize("first", [1e-3, 1e-1, 1e1, 1e3])
+def test_the_line_search_finds_what_wolfe_asks_for(name, first):
+    line = torch.func.grad_and_value(MORE_THUENTE[name])
+    zero = torch.zeros((), dtype=F64)
+    slope, value = line(zero)
+    search = start_search(value, slope, zero + first, zero + INF)
+    for trials in range(1, 21):
+        step = search.step
+        here, at = line(step)
+        here = torch.where(at.isfinite(), here, 0.0)
+        search, accepted, failed = advance_search(search, at, here)
+        if accepted:
+            break
+        assert not failed
+    assert trials <= 15
+    assert at <= value + DECREASE * step * slope
+    assert here.abs() <= CURVATURE * slope.abs()
+
+
+def test_line_searches_side_by_side():
+    starts = torch.logspace(-3, 3, 7, dtype=F64)
+    line = torch.func.grad_and_value(MORE_THUENTE["1"])
+
+    def run(first):
+        zero = torch.zeros_like(first)
+        slope, value = line(zero)
+        search = start_search(value, slope, first, zero + INF)
+        steps = []
+        for _ in range(3):
+            here, at = line(search.step)
+            search, accepted, _ = advance_search(search, at, here)
+            steps.append(torch.stack([search.step, accepted.to(F64)]))
+        return torch.stack(steps)
+
+    torch.testing.assert_close(vmap(run)(starts), torch.stack([run(first) for first in starts]))
