@@ -152,6 +152,7 @@ from boxopt.schedules import (
     warmup_exponential_decay_schedule,
 )
 from boxopt.sets import Box
+from boxopt.solve.augmented_lagrangian import AugmentedLagrangianState, augmented_lagrangian
 from boxopt.solve.fista import FistaState, fista
 from boxopt.solve.gauss_newton import gauss_newton
 from boxopt.solve.interior_point import InteriorPointState, interior_point
@@ -190,6 +191,7 @@ __all__ = [
     "AddNoiseState",
     "ApplyEvery",
     "ApplyIfFiniteState",
+    "AugmentedLagrangianState",
     "BacktrackingLinesearchInfo",
     "Box",
     "CompiledStep",
@@ -271,6 +273,7 @@ __all__ = [
     "apply_every",
     "apply_if_finite",
     "apply_updates",
+    "augmented_lagrangian",
     "barrier",
     "best_members",
     "bound_module",

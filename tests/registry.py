@@ -344,7 +344,7 @@ ENTRIES = [
     ),
     E_(
         ("projected_newton", "products"),
-        lambda h: told(bx.projected_newton(h.box, cg_steps=3), "value", "value_fn"),
+        lambda h: told(bx.projected_newton(h.box, cg_steps=1), "value", "value_fn"),
         "closed",
         quick=True,
         exempt=SEARCH,
@@ -358,12 +358,19 @@ ENTRIES = [
     ),
     E_(
         ("interior_point", "products"),
-        lambda h: told(bx.interior_point(h.box, cg_steps=3), "value", "value_fn"),
+        lambda h: told(bx.interior_point(h.box, cg_steps=1), "value", "value_fn"),
         "strictly",
         quick=True,
         exempt=SEARCH,
     ),
     E_(("fista",), lambda h: told(bx.fista(h.box, bx.L1(h.weight)), "value"), "closed", quick=True, exempt=SEARCH),
+    E_(
+        ("augmented_lagrangian",),
+        lambda h: told(bx.augmented_lagrangian(bx.spg(h.box), equality=size, penalty=h.weight), "value"),
+        "closed",
+        quick=True,
+        exempt=SEARCH,
+    ),
     E_(("spg",), lambda h: told(bx.spg(h.box), "value"), "closed", quick=True, exempt=SEARCH),
     E_(
         ("frank_wolfe", "short step"),
@@ -736,6 +743,7 @@ OTHERS = {
     "log_barrier": "test_barrier.py",
     "frank_wolfe_gap": "test_feasible_steps.py",
     "SpgState": "a state",
+    "AugmentedLagrangianState": "a state",
     "FistaState": "a state",
     "InteriorPointState": "a state",
     "ProjectedNewtonState": "a state",

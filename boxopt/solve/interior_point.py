@@ -43,7 +43,7 @@ class InteriorPointState(NamedTuple):
         lower_dual: The multipliers of the lower bounds, a vector; 0 where there is none.
         upper_dual: Those of the upper bounds.
         mu: The strength of the barrier, a scalar.
-        radius: The largest length of the next direction, a scalar.
+        radius: The largest length of the next direction, in the metric 1 + Σ, a scalar.
         stalled: Whether no lower trial is found with the least barrier.
     """
 
@@ -129,7 +129,7 @@ def interior_point(constraint: Box, *, cg_steps: int | None = None) -> GradientT
 
 
 def _walls(flat: Flat, box: Box) -> _Walls:
-    lower, upper = flat.bounds(box)
+    lower, upper = (bound.detach() for bound in flat.bounds(box))
     least = flat.ravel(tree.map(exact.next_up, flat.unravel(lower)))
     greatest = flat.ravel(tree.map(exact.next_down, flat.unravel(upper)))
     free = least <= greatest
@@ -198,7 +198,8 @@ def _interior_advance(
     apart = torch.where(is_first, 1.0, _APART)
     duals = tree.map(lambda dual, slack: _safeguarded(dual, mu / slack, apart), duals, walls.slacks(new.params))
 
-    length = torch.linalg.vector_norm(state.trial - old.params)
+    scale = _scale(walls, old.params, (state.lower_dual, state.upper_dual))
+    length = torch.linalg.vector_norm((state.trial - old.params) / scale)
     grown = torch.where(state.fraction == 1, torch.maximum(state.radius, 4 * length), 2 * length)
     radius = torch.where(accept & ~is_first, grown, state.radius)
     onwards = _direction(flat, walls, value_fn, new, duals, mu, radius, cg_steps)
@@ -244,7 +245,8 @@ def _moved_duals(walls: _Walls, state: InteriorPointState, x: Tensor, accept: Te
     duals, signs = (state.lower_dual, state.upper_dual), (1.0, -1.0)
     for dual, slack, sign in zip(duals, walls.slacks(state.iterate.params), signs, strict=True):
         step = (state.mu - sign * dual * state.direction) / slack - dual
-        share = (0.99 * dual / nonzero(-step)).amin().clamp_max(1) if dual.numel() else 1.0
+        shares = torch.where(step < 0, 0.99 * dual / nonzero(-step), 1.0)
+        share = shares.amin().clamp_max(1) if dual.numel() else 1.0
         moved.append(torch.where(accept, dual + share * step, dual))
     return moved[0], moved[1]
 
@@ -286,18 +288,25 @@ def _direction(
 ) -> Tensor:
     """Newton's step for the loss with the barrier."""
     x, (below, above) = iterate.params, walls.slacks(iterate.params)
-    gradient = torch.where(walls.free, iterate.gradient + mu * _barrier_slope(walls, x), 0.0).detach()
+    gradient = torch.where(walls.free, iterate.gradient + mu * _barrier_slope(walls, x), 0.0)
     if not gradient.numel():
         return gradient
-    sigma = (duals[0] / below + duals[1] / above).detach()
+    scale = _scale(walls, x, duals)
+    sigma = duals[0] / below + duals[1] / above
     if cg_steps is not None:
-        scale, product = (1 + sigma).rsqrt(), hessian_product(flat, value_fn, x)
+        product = hessian_product(flat, value_fn, x)
 
         def scaled(vector: Tensor) -> Tensor:
             within = torch.where(walls.free, scale * vector, 0.0)
             return torch.where(walls.free, scale * (product(within) + sigma * within), 0.0)
 
-        return scale * truncated_cg(scaled, scale * gradient, radius.detach(), cg_steps)
+        return scale * truncated_cg(scaled, scale * gradient, radius, cg_steps)
     matrix = torch.where(walls.free[:, None] & walls.free, hessian(flat, value_fn, x), 0.0)
     matrix = matrix + torch.diag(torch.where(walls.free, sigma, 1.0))
-    return shortened(newton_direction(gradient, matrix), radius)
+    return scale * shortened(newton_direction(gradient, matrix) / scale, radius)
+
+
+def _scale(walls: _Walls, x: Tensor, duals: tuple[Tensor, Tensor]) -> Tensor:
+    """The length of a unit in each coordinate as its bounds let it move, (1 + Σ)^−½."""
+    below, above = walls.slacks(x)
+    return (1 + duals[0] / below + duals[1] / above).rsqrt()

@@ -37,7 +37,6 @@ def _of_vector(flat: Flat, value_fn: Callable[[Any], Tensor]) -> Callable[[Tenso
     return lambda vector: value_fn(flat.unravel(vector)).to(flat.dtype)
 
 
-@search("newton_direction")
 def newton_direction(gradient: Tensor, matrix: Tensor) -> Tensor:
     """−H⁻¹g, and −|H|⁻¹g where H is not positive definite: a direction of descent, also away from a saddle.
 
@@ -47,6 +46,11 @@ def newton_direction(gradient: Tensor, matrix: Tensor) -> Tensor:
         gradient: g, of shape [..., n].
         matrix: H, symmetric and finite, [..., n, n].
     """
+    return _newton_direction(gradient.detach(), matrix.detach())
+
+
+@search("newton_direction")
+def _newton_direction(gradient: Tensor, matrix: Tensor) -> Tensor:
     matrix = matrix.expand(*gradient.shape, gradient.shape[-1])
     factor, info = torch.linalg.cholesky_ex(matrix)
     direction = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]

@@ -135,7 +135,7 @@ def _newton_advance(
     radius = torch.where(accept & (old.accepted > 0), grown, state.radius)
     product, matrix = _second_derivatives(flat, value_fn, new, cg_steps)
     held, bound = _held(*flat.bounds(constraint), new, product)
-    direction = _direction(torch.where(held, 0.0, new.gradient).detach(), product, matrix, held, radius, cg_steps)
+    direction = _direction(torch.where(held, 0.0, new.gradient), product, matrix, held, radius, cg_steps)
     direction = torch.where(held, bound - new.params, direction)
 
     direction = torch.where(accept, direction, state.direction)
@@ -167,10 +167,10 @@ def _held(lower: Tensor, upper: Tensor, iterate: Iterate, product: Product) -> t
 
     What is not yet at it must also reach it by a step along −g to where the loss is least.
     """
-    x, gradient = iterate.params, iterate.gradient
+    x, gradient = iterate.params.detach(), iterate.gradient.detach()
     bound = torch.where(gradient > 0, lower, upper)
     way = (x - bound).abs()
-    moving = torch.where(way > 0, gradient, 0.0).detach()
+    moving = torch.where(way > 0, gradient, 0.0)
     square, curvature = (moving * moving).sum(), (moving * product(moving)).sum()
     length = torch.where(curvature > 0, square / nonzero(curvature), torch.inf)
     near = torch.minimum(iterate.optimality, _NEAR * bound.abs().clamp_min(1))
@@ -188,7 +188,7 @@ def _direction(
 ) -> Tensor:
     """Newton's step in the free coordinates, zero in the others."""
     if cg_steps is not None:
-        return truncated_cg(lambda v: torch.where(held, 0.0, product(v)), gradient, radius.detach(), cg_steps)
+        return truncated_cg(lambda v: torch.where(held, 0.0, product(v)), gradient, radius, cg_steps)
     if matrix is None:
         return gradient
     among_free = torch.where(held[:, None] | held, 0.0, matrix) + torch.diag(held.to(matrix.dtype))

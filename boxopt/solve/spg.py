@@ -25,6 +25,7 @@ from boxopt.solve.solver import (
 
 _SHORTEST, _LONGEST = 1e-20, 1e20
 _ENOUGH = 1e-4  # of the decrease that the slope promises
+_SHORT = 0.1  # below which share of the long step the short one is taken
 
 
 class SpgState(NamedTuple):
@@ -52,9 +53,11 @@ class SpgState(NamedTuple):
 def spg(constraint: ConstraintSet, *, memory: int = 10) -> GradientTransformation:
     r"""Spectral projected gradient: minimize a smooth loss over any convex set that has a projection.
 
-    $$ d = P_C(x - \alpha g) - x, \qquad \alpha = \frac{s \cdot s}{s \cdot y}, \quad s = x - x_-, \; y = g - g_- $$
+    $$ d = P_C(x - \alpha g) - x, \qquad \alpha = \frac{s \cdot s}{s \cdot y} \ \text{ or } \
+       \frac{s \cdot y}{y \cdot y}, \qquad s = x - x_-, \; y = g - g_- $$
 
-    α is Barzilai and Borwein's step, the inverse of the curvature along the last step. The loss may rise: a trial
+    α is one of Barzilai and Borwein's steps, inverses of the curvature along the last step: the second, which is
+    shorter, where it is less than a tenth of the first. The loss may rise: a trial
     x + λd is accepted if
 
     $$ f(x + \lambda d) \le \max_{\text{last } M} f + 10^{-4} \lambda\, g \cdot d, $$
@@ -83,13 +86,14 @@ def spg(constraint: ConstraintSet, *, memory: int = 10) -> GradientTransformatio
         ...     value = (params - target).square().sum()
         ...     updates, state = solver.update(2 * (params - target), state, params, value=value)
         ...     params = bx.apply_updates(params, updates)
-        >>> state.iterate.params
+        >>> state.best.params
         tensor([0.3750, 0.6250, 0.0000])
 
     Source:
         E. G. Birgin, J. M. Martínez and M. Raydan, "Nonmonotone spectral projected gradient methods on convex sets",
         SIAM Journal on Optimization 10, 2000; L. Grippo, F. Lampariello and S. Lucidi, "A nonmonotone line search
-        technique for Newton's method", SIAM Journal on Numerical Analysis 23, 1986.
+        technique for Newton's method", SIAM Journal on Numerical Analysis 23, 1986; B. Zhou, L. Gao and Y.-H. Dai,
+        "Gradient methods with adaptive step-sizes", Computational Optimization and Applications 35, 2006.
     """
     if memory < 1:
         raise ValueError(f"spg compares with the losses of at least one point, got memory={memory}")
@@ -138,7 +142,10 @@ def _spectral_step(new: Iterate, old: Iterate, is_first: Tensor) -> Tensor:
     square, curvature = (moved * moved).sum(), (moved * (new.gradient - old.gradient)).sum()
     without = torch.where(is_first, 1.0, max_norm(new.params).clamp_min(1.0)) / nonzero(new.optimality)
     known = (curvature > 0) & ~is_first
-    step = torch.where(known, square / torch.where(known, curvature, 1.0), without)
+    curvature = torch.where(known, curvature, 1.0)
+    turned = new.gradient - old.gradient
+    long, short = square / curvature, curvature / nonzero((turned * turned).sum())
+    step = torch.where(known, torch.where(short < _SHORT * long, short, long), without)
     return step.clamp(_SHORTEST, _LONGEST)
 
 
