@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 SETS = (ROOT / "docs" / "sets.md").read_text()
+META = (ROOT / "docs" / "meta.md").read_text()
 
 
 def run_as_module(code, name):
@@ -48,6 +49,12 @@ def test_the_page_on_sets_prints_what_it_says(capsys):
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
 
 
+def test_the_page_on_meta_learning_prints_what_it_says(capsys):
+    code = "\n".join(re.findall(r"^```python\n(.*?)```", META, flags=re.DOTALL | re.MULTILINE))
+    run_as_module(code, "meta_page")
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
+
+
 def test_the_page_on_sets_has_them_all():
     table = SETS.split("## Why")[0]
     for name in set(bx.sets.__all__) - {"ConstraintSet", "from_torch"}:
@@ -57,7 +64,7 @@ def test_the_page_on_sets_has_them_all():
 def test_names_in_code_exist():
     for name in re.findall(r"bx\.sets\.([A-Za-z_]\w*)", README + SETS):
         assert hasattr(bx.sets, name), name
-    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README + PERFORMANCE + SETS)):
+    for name in set(re.findall(r"bx\.([A-Za-z_]\w*)", README + PERFORMANCE + SETS + META)):
         assert hasattr(bx, name), name
     for name in re.findall(r"`([a-z_]+)\(", README):
         assert hasattr(bx, name) or name in {"init", "update", "compile", "grad"}, name
