@@ -4,8 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check package bench docs clean
-.PHONY: setup demo test check bench scoreboard docs clean
+.PHONY: setup demo test check package bench scoreboard docs clean
 
 setup: .venv/main .venv/check
 

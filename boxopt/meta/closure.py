@@ -23,16 +23,23 @@ _LIBRARIES = {"torch", "boxopt", "optree", "numpy", "functools"}
 _ATOMS = (str, bytes, int, float, complex, bool, type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
 
 
-def convert(function: Callable[..., Any]) -> tuple[list[Tensor], Callable[[list[Tensor]], Callable[..., Any]]]:
+def convert(
+    function: Callable[..., Any], followed: Callable[[Tensor], bool] | None = None
+) -> tuple[list[Tensor], Callable[[list[Tensor]], Callable[..., Any]]]:
     """The tensors that a function closes over and transforms of torch follow, and the function with others in place.
+
+    Args:
+        function: The function.
+        followed: Which tensors to find, `is_followed` unless given.
 
     Returns:
         The tensors, and a function that takes as many others to a function which uses these instead.
     """
     found: dict[int, Tensor] = {}
+    wanted = followed or is_followed
 
     def note(x: Tensor) -> Tensor:
-        if is_followed(x):
+        if wanted(x):
             found[id(x)] = x
         return x
 
@@ -47,7 +54,19 @@ def convert(function: Callable[..., Any]) -> tuple[list[Tensor], Callable[[list[
 
 def is_followed(x: Tensor) -> bool:
     """Whether autograd or a transform of ``torch.func`` follows a tensor."""
-    return x.requires_grad or _functorch.is_functorch_wrapped_tensor(x)
+    return x.requires_grad or is_transformed(x)
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` follows a tensor."""
+    return _functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether autograd, around all transforms of ``torch.func``, follows a tensor."""
+    while is_transformed(x):
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def _substituted(value: Any, change: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:

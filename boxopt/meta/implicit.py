@@ -145,8 +145,9 @@ class _Problem:
         self, solver: Any, objective: Any, constraint: Any, args: tuple[Any, ...], structure: Any, rate: float
     ) -> None:
         self.solver, self.objective, self.args, self.structure, self.rate = solver, objective, args, structure, rate
-        makes = not (constraint is None or isinstance(constraint, ConstraintSet))
-        self.constraint = constraint(*args) if makes else constraint
+        self.constraint = constraint
+        if constraint is not None and not isinstance(constraint, ConstraintSet):
+            self.constraint = constraint(*args)
 
     def solved(self, start: Tensors) -> Tensors:
         return tree.leaves(self.solver(tree.unflatten(self.structure, start), *self.args))

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact
+from boxopt.core.shortcut import OPTIONS, Shortcut, needed, shortcut
 
 Tensors = list[Tensor]
 StepFunction = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 """``(constants, carry, x) -> (carry, y)``."""
-
-_OPTIONS: Any = {"realize_opcount_threshold": 5, "max_fusion_size": 1000}  # as for `boxopt.compile`
 
 
 class Step:
@@ -42,11 +41,21 @@ class Step:
         self.function = function
         self.compiled = compiled
         self._made: dict[Any, Step] = {}
-        self._call = _compiled(function) if compiled else function
+        self._source = _of_groups(function)
+        self._compiled: Any = torch.compile(
+            self._source, fullgraph=True, dynamic=False, options={**OPTIONS, "guard_filter_fn": needed}
+        )
+        self._shortcut: Shortcut | None = None
 
-    def __call__(self, constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        """The step made."""
-        return self._call(constants, carry, x)
+    def begin(self, *groups: Tensors) -> tuple[StepFunction, tuple[Tensors, Tensors]]:
+        """One step made, and what makes more of them in the same loop."""
+        if not self.compiled:
+            return self.function, self.function(*groups)
+        if self._shortcut is None or not self._shortcut.holds(groups):
+            outputs = self._compiled(*groups)
+            self._shortcut = shortcut(self._source)
+            return self._compiled if self._shortcut is None else self._shortcut.run, outputs
+        return self._shortcut.run, self._shortcut.run(*groups)
 
     def derived(self, make: Callable[..., StepFunction], *how: Any) -> Step:
         """What ``make`` makes of the step."""
@@ -56,12 +65,12 @@ class Step:
         return self._made[key]
 
 
-def _compiled(function: Any) -> StepFunction:
-    def called(constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        return function(constants, carry, x)
+def _of_groups(function: StepFunction) -> Any:
+    def called(*groups: Tensors) -> tuple[Tensors, Tensors]:
+        return function(*groups)
 
     called.__code__ = called.__code__.replace()  # torch keeps at most 8 compiled versions with a code object
-    return torch.compile(called, fullgraph=True, dynamic=False, options=_OPTIONS)
+    return called
 
 
 def scan(step: Step, length: int, constants: Tensors, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
@@ -97,16 +106,23 @@ class Scan:
 
     def run(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The loop as its steps."""
-        if self.step.compiled:  # what the first step is given looks like what the others are, to the compiler too
+        compiled = self.step.compiled
+        if compiled:  # all steps are given tensors of one kind, so that one compiled version is right for all
             leaves = tuple(leaf.detach().contiguous() for leaf in leaves)
         constants, carry, xs = self.split(leaves)
-        slices = [leaf.unbind(0) for leaf in xs]
+        slices, step = [leaf.unbind(0) for leaf in xs], None
         before, outputs = [], []
         for count in range(self.length):
             number = self.length - 1 - count if self.backwards else count
             if self.saves:
                 before.append(carry)
-            carry, y = self.step(constants, carry, [leaf[number] for leaf in slices])
+            x = [leaf[number] for leaf in slices]
+            if step is None:
+                step, (carry, y) = self.step.begin(constants, carry, x)
+            else:
+                carry, y = step(constants, carry, x)
+            if compiled:
+                carry = [leaf.contiguous() for leaf in carry]
             outputs.append(y)
         if self.backwards:
             before, outputs = before[::-1], outputs[::-1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.meta.closure import convert
+from boxopt.meta.closure import convert, is_recorded, is_transformed
 from boxopt.meta.scan import Step, StepFunction, Tensors, scan
 
 
@@ -124,7 +124,14 @@ def _one_by_one(step: Any, args: tuple[Any, ...], carry: Any, xs: Any, length: i
 
 def _recomputed(step: Any, args: tuple[Any, ...], every: int, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
     """The steps as one operation that keeps the carry at these intervals, whatever the step closes over."""
-    constants, step_with = convert(partial(_with_args, step, args))
+    bound = partial(_with_args, step, args)
+    constants, step_with = convert(bound)
+    if not all(map(is_transformed, constants)):
+        # Autograd's parameters: a step reaches those of a model also where it puts others in their place. What it does
+        # not use must not become an input: then results would ask for derivatives that nobody wants.
+        x = tree.map(lambda x: x[0], xs)
+        if not any(map(is_recorded, tree.leaves(bound(carry, x)))):
+            constants, step_with = convert(bound, is_transformed)
     flat = _Flat(carry, xs, ())
 
     def one(constants: Tensors, carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:

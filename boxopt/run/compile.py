@@ -9,7 +9,6 @@ arguments, in the same pass.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +18,9 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.donation import consume, is_consumed, refuse_consumed
+from boxopt.core.shortcut import OPTIONS, Shortcut, needed, shortcut
 from boxopt.run.dependence import dependences
 from boxopt.run.memory import Memory, SharedMemoryError, materialized
-from boxopt.run.shortcut import Shortcut, shortcut
-
-# The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
-# proximal step) compile in a sixth of the time. Each intermediate then counts as a step of a fused kernel, of which 64
-# are allowed: a chain of five would become two passes with nine buffers of the model's size between them.
-_OPTIONS = {"realize_opcount_threshold": 5, "max_fusion_size": 1000}
 
 
 def compile(
@@ -285,28 +279,14 @@ class CompiledStep:
         raise AssertionError("an output was refused that fits")
 
 
-# What the compiled function reads that is boxopt's, optree's, torch's or Python's own, and the plan that it follows.
-_INSIDES = re.compile(
-    r"G\['(?!__import_|___unnamed_scope)|G\['__import_(boxopt|optree|torch)_(?!dot_testing)|^(type\()?(places|numbers)\b"
-)
-
-
-def _needed(guards: Sequence[Any]) -> list[bool]:
-    """Which of torch's guards, checked on each call, are about something that may change.
-
-    Most watch the insides of boxopt and optree, which do not. The structure of the arguments has been compared.
-    """
-    return [not _INSIDES.search(guard.name) for guard in guards]
-
-
 def _with_defaults(options: dict[str, Any], donates: bool) -> dict[str, Any]:
     options = {"fullgraph": True, **options}
     if options.get("backend", "inductor") != "inductor":
         return options
     mode = options.pop("mode", None)
     chosen = {} if mode in (None, "default") else torch._inductor.list_mode_options(mode)
-    guards = {"guard_filter_fn": _needed} if donates else {}
-    options["options"] = {**_OPTIONS, **guards, **chosen, **(options.get("options") or {})}
+    guards = {"guard_filter_fn": needed} if donates else {}
+    options["options"] = {**OPTIONS, **guards, **chosen, **(options.get("options") or {})}
     return options
 
 

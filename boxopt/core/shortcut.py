@@ -7,11 +7,30 @@ do not hold, or the internals of torch that it needs are not there, the call tak
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
+
+# The inductor repeats an intermediate result at each use until it has 30 operations. With 5, long formulas (a barrier's
+# proximal step) compile in a sixth of the time. Each intermediate then counts as a step of a fused kernel, of which 64
+# are allowed: a chain of five would become two passes with nine buffers of the model's size between them.
+OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 5, "max_fusion_size": 1000}
+
+# What the compiled function reads that is boxopt's, optree's, torch's or Python's own, and the plan that it follows.
+_INSIDES = re.compile(
+    r"G\['(?!__import_|___unnamed_scope)|G\['__import_(boxopt|optree|torch)_(?!dot_testing)|^(type\()?(places|numbers)\b"
+)
+
+
+def needed(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch's guards, checked on each call, are about something that may change.
+
+    Most watch the insides of boxopt and optree, which do not. The structure of the arguments has been compared.
+    """
+    return [not _INSIDES.search(guard.name) for guard in guards]
 
 
 class Shortcut(NamedTuple):
