@@ -235,6 +235,23 @@ def test_frank_wolfe_bounds_its_error_by_its_gap(constraint):
     assert gap < 0.03
 
 
+def test_radii_and_weights_of_their_own():
+    """Nearest points, in closed form: soft thresholds, and points drawn into a ball."""
+    center, number = draw(3, 4, seed=80, scale=2.0), torch.tensor([0.1, 0.5, 100.0], dtype=DTYPE)
+
+    def distance(x, center):
+        return ((x - center) ** 2).sum() / 2
+
+    start = torch.zeros(3, 4, dtype=DTYPE)
+    weighted = bx.fista(bx.sets.NonNegative(), bx.L1(number))
+    sparse = bx.minimize(distance, start, weighted, args=(center,), batch_dims=1, tol=1e-9)
+    torch.testing.assert_close(sparse.params, (center - number[:, None]).clamp_min(0), rtol=0, atol=1e-8)
+    balls = bx.spg(bx.sets.L2Ball(number))
+    inside = bx.minimize(distance, start, balls, args=(center,), batch_dims=1, tol=1e-9)
+    share = (number / torch.linalg.vector_norm(center, dim=1)).clamp_max(1)
+    torch.testing.assert_close(inside.params, share[:, None] * center, rtol=0, atol=1e-8)
+
+
 # ---- spg
 
 
