@@ -12,6 +12,7 @@ from sklearn.linear_model import ElasticNet, Lasso
 from sklearn.svm import SVC
 
 import boxopt as bx
+from boxopt.solve.newton import newton_direction, truncated_cg
 
 DTYPE = torch.float64
 
@@ -234,6 +235,23 @@ def test_frank_wolfe_bounds_its_error_by_its_gap(constraint):
     assert gap < 0.03
 
 
+def test_radii_and_weights_of_their_own():
+    """Nearest points, in closed form: soft thresholds, and points drawn into a ball."""
+    center, number = draw(3, 4, seed=80, scale=2.0), torch.tensor([0.1, 0.5, 100.0], dtype=DTYPE)
+
+    def distance(x, center):
+        return ((x - center) ** 2).sum() / 2
+
+    start = torch.zeros(3, 4, dtype=DTYPE)
+    weighted = bx.fista(bx.sets.NonNegative(), bx.L1(number))
+    sparse = bx.minimize(distance, start, weighted, args=(center,), batch_dims=1, tol=1e-9)
+    torch.testing.assert_close(sparse.params, (center - number[:, None]).clamp_min(0), rtol=0, atol=1e-8)
+    balls = bx.spg(bx.sets.L2Ball(number))
+    inside = bx.minimize(distance, start, balls, args=(center,), batch_dims=1, tol=1e-9)
+    share = (number / torch.linalg.vector_norm(center, dim=1)).clamp_max(1)
+    torch.testing.assert_close(inside.params, share[:, None] * center, rtol=0, atol=1e-8)
+
+
 # ---- spg
 
 
@@ -280,6 +298,34 @@ def test_projected_newton_converges_quadratically_with_active_bounds():
     assert float(state.iterate.params[2]) == 0.2  # exactly
     assert any(0 < later <= 10 * error**2 for error, later in pairwise(errors) if error < 1e-2)
     assert errors[-1] < 1e-12
+
+
+def test_newtons_direction_among_definite_and_indefinite_matrices():
+    """In one batch: −H⁻¹g where H is positive definite, −|H|⁻¹g elsewhere, and −g for no curvature at all."""
+    factor = draw(4, 5, 5, seed=70)
+    definite, indefinite = factor @ factor.mT + torch.eye(5, dtype=DTYPE), factor + factor.mT
+    matrix = torch.stack([definite[0], indefinite[1], definite[2], torch.zeros(5, 5, dtype=DTYPE)])
+    gradient = draw(4, 5, seed=71)
+    found = newton_direction(gradient, matrix)
+    torch.testing.assert_close(found[::2], -torch.linalg.solve(matrix[::2], gradient[::2]))
+    values, vectors = torch.linalg.eigh(matrix[1])
+    torch.testing.assert_close(found[1], -vectors @ ((vectors.mT @ gradient[1]) / values.abs()))
+    torch.testing.assert_close(found[3], -gradient[3])
+    torch.testing.assert_close(torch.func.vmap(newton_direction)(gradient, matrix), found)
+
+
+def test_conjugate_gradients_end_at_the_solution_or_at_the_boundary():
+    matrix, gradient = (part[0] for part in quadratics(1, 6, seed=72))
+    exact, far = -torch.linalg.solve(matrix, gradient), torch.tensor(1e9, dtype=DTYPE)
+    size = torch.linalg.vector_norm(gradient)
+    found = truncated_cg(lambda v: matrix @ v, gradient, far, 6)
+    assert float(torch.linalg.vector_norm(matrix @ found + gradient)) <= 0.5 * float(size)
+    small = 1e-8 * gradient  # for which the residual may be a small share only
+    torch.testing.assert_close(truncated_cg(lambda v: matrix @ v, small, far, 6), 1e-8 * exact, rtol=1e-3, atol=0)
+    for product in (lambda v: matrix @ v, lambda v: -v):
+        step = truncated_cg(product, gradient, torch.tensor(0.01, dtype=DTYPE), 6)
+        assert abs(float(torch.linalg.vector_norm(step)) - 0.01) < 1e-12
+        assert float(step @ gradient) < 0
 
 
 def test_projected_newton_leaves_a_saddle():
@@ -473,6 +519,16 @@ def test_constraints_of_their_own_in_a_batch():
     excess = (weights * center).sum(1) - total
     expected = center - weights * (excess / weights.square().sum(1))[:, None]
     torch.testing.assert_close(result.params, expected, rtol=0, atol=1e-8)
+
+
+def test_general_constraints_in_float32():
+    solver = bx.augmented_lagrangian(
+        bx.projected_newton(bx.Box(1.0, 5.0)), equality=norm_constraint, inequality=product_constraint
+    )
+    start = torch.tensor([1.0, 5.0, 5.0, 1.0])
+    result = bx.minimize(lambda x: x[0] * x[3] * x[:3].sum() + x[2], start, solver, tol=1e-3, max_steps=300)
+    assert int(result.status) == bx.Status.GRADIENT
+    assert abs(float(result.value) - 17.0140173) < 1e-2
 
 
 def test_says_how_infeasible_an_impossible_problem_stays():
