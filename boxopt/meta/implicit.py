@@ -28,7 +28,7 @@ class ImplicitSolution(NamedTuple, Generic[P]):
         optimality: ‖P(x − ∇f(x)) − x‖∞, a scalar without derivative. The derivative is that of a minimizer; it is as
             good as this is small.
         complementarity: How far strict complementarity is from failing, a scalar without derivative: over the
-            coordinates of a box, the least of the greater of the slack to the nearest bound and the multiplier |∂f|.
+            coordinates of a box, the least of the greater of the slack to the nearest bound and the size of ∂f.
             Where it is 0 a bound is touched but not pushed against: the solution has a kink there, and the derivative
             is that of one side, on which the coordinate is free. inf without a set, NaN for sets other than boxes.
     """
