@@ -139,8 +139,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         scale = getattr(self, "grad_scale", None)
         for number in range(len(self.param_groups)):
             params = self._named(number)
-            known = {name for cohort in self._cohorts[number] for name in cohort.params}
-            self._join(number, {n: p for n, p in params.items() if p.grad is not None and n not in known})
+            known = {id(param) for cohort in self._cohorts[number] for param in cohort.params.values()}
+            self._join(number, {n: p for n, p in params.items() if p.grad is not None and id(p) not in known})
             for cohort in self._cohorts[number]:
                 if any(param.grad is not None for param in cohort.params.values()):
                     self._move(number, cohort, loss, scale)
