@@ -1,7 +1,7 @@
 """One bounded Adam step of `TorchOptimizer` against torch's fused Adam and a clamp, with the gradients given.
 
-Run by ``make bench``, or as ``python benchmarks/torch_optimizer.py [--cpu-time]``: where others use the machine too, the
-time that the process was at work, with one thread.
+Run by ``make bench``, or as ``python benchmarks/torch_optimizer.py``; with ``--cpu-time``, for a machine that others
+use too, the time that the process was at work, with one thread.
 """
 
 from __future__ import annotations
