@@ -387,3 +387,21 @@ def test_cuda_and_cuda_graphs(mode):
         packed, state = fast(packed, state, gradients)
         assert_trees_equal((packed, state), expected, rtol=1e-5, atol=1e-6)
     assert pointers((packed, state)) == places
+
+
+def test_another_step_does_not_make_the_sizes_variable():
+    """torch remembers by name and line which sizes have changed, and all steps are made at one line."""
+    found = []
+    for shapes in ([(3, 2), (4,)], [(5,), (2, 3), (2,)]):
+        params, unpack = bx.pack([torch.zeros(shape) for shape in shapes])
+
+        def keep(graph, inputs):
+            found.append([size for x in inputs for size in (x.shape if isinstance(x, torch.Tensor) else [x])])
+            return graph
+
+        def shift(params, unpack=unpack):
+            return unpack.pack([leaf + leaf.sum() for leaf in unpack(params)])
+
+        bx.compile(shift, donate_argnums=0, backend=keep)(params)
+    assert len(found) == 2
+    assert all(type(size) is int for sizes in found for size in sizes)

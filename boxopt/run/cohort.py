@@ -5,6 +5,7 @@ They share the state's counters, so that one that is thawed later begins at the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,19 +102,16 @@ class FusedCohort:
         self._gradients = tree.map(torch.zeros_like, packed)
         self._slots = layout(self._gradients)
         self._addresses = [param.data_ptr() for param in self.params.values()]
-        self._own = [{key: value.detach() for key, value in own.items()} for own in self.places.spread(state)]
-        for entry, own in zip(entries, self._own, strict=True):
-            entry.update(own)
+        for entry, own in zip(entries, self.places.spread(state), strict=True):
+            entry.update({key: value.detach() for key, value in own.items()})
+        self._own = [value for entry in entries for value in entry.values()]
 
     def _is_moved(self, entries: list[dict[str, Any]]) -> bool:
         """Whether somebody has given a parameter or its state other memory: ``module.to(...)``, say."""
-        return any(
-            param.data_ptr() != address for param, address in zip(self.params.values(), self._addresses, strict=True)
-        ) or any(
-            entry.get(key) is not value
-            for entry, own in zip(entries, self._own, strict=True)
-            for key, value in own.items()
-        )
+        if [param.data_ptr() for param in self.params.values()] != self._addresses:
+            return True
+        found = [value for entry in entries for value in entry.values()]
+        return len(found) != len(self._own) or not all(map(operator.is_, found, self._own))
 
     def step(self, entries: list[dict[str, Any]], function: Callable[..., Any], *arguments: Any) -> None:
         """Move the parameters that have a gradient, and their state, where they lie."""

@@ -295,8 +295,12 @@ def _called(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _own_code(function: Any) -> Any:
-    """The function, with a code object of its own: torch keeps what it compiled with the code, at most 8 versions."""
-    function.__code__ = function.__code__.replace()
+    """The function, with a code object and a name of its own.
+
+    torch keeps what it compiled with the code, at most 8 versions; and by name and line which sizes have changed, which
+    it makes variables then: those of another step, and of its layout, have not.
+    """
+    function.__code__ = function.__code__.replace(co_name=f"{function.__name__}_{id(function):x}")
     return function
 
 

@@ -137,10 +137,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         if bool(getattr(self, "found_inf", False)):  # GradScaler's attributes, while it calls
             return loss
         scale = getattr(self, "grad_scale", None)
-        for number in range(len(self.param_groups)):
-            params = self._named(number)
-            known = {name for cohort in self._cohorts[number] for name in cohort.params}
-            self._join(number, {n: p for n, p in params.items() if p.grad is not None and n not in known})
+        for number, group in enumerate(self.param_groups):
+            known = {id(param) for cohort in self._cohorts[number] for param in cohort.params.values()}
+            new = {id(param) for param in group["params"] if param.grad is not None} - known
+            if new:
+                self._join(number, {name: param for name, param in self._named(number).items() if id(param) in new})
             for cohort in self._cohorts[number]:
                 if any(param.grad is not None for param in cohort.params.values()):
                     self._move(number, cohort, loss, scale)
