@@ -596,6 +596,11 @@ SCHEDULES = {
 # Public names that are neither transformations nor schedules, and where they are tested.
 OTHERS = {
     "Box": "test_box.py",
+    "minimize": "test_minimize.py",
+    "multistart": "test_minimize.py",
+    "scipy_minimize": "test_minimize.py",
+    "Result": "test_minimize.py",
+    "Status": "test_minimize.py",
     "pack": "test_pack.py",
     "Packed": "test_pack.py",
     "Layout": "test_pack.py",
