@@ -247,15 +247,11 @@ def section_single(count: int) -> None:
         )
         box = bx.Box(lower, upper)
 
-        def solve(
-            compiled: bool, problems: Any = problems, start: Any = start, box: Any = box, args: Any = args
-        ) -> Any:
-            return bx.minimize(problems.torch, start, bx.lbfgsb(box), args=tuple(args), tol=TOL, compile=compiled)
-
+        solve = partial(bx.minimize, problems.torch, start, bx.lbfgsb(box), args=tuple(args), tol=TOL)
         theirs = with_scipy(problems, 1).seconds
-        warm_up, _ = timed(lambda solve=solve: solve(True))
-        eager, _ = timed(lambda solve=solve: solve(False), rounds=5)
-        compiled, _ = timed(lambda solve=solve: solve(True), rounds=15)
+        warm_up, _ = timed(partial(solve, compile=True))
+        eager, _ = timed(solve, rounds=5)
+        compiled, _ = timed(partial(solve, compile=True), rounds=15)
         print(
             f"| {name} | {1e3 * theirs:.2f} | {1e3 * eager:.1f} | {1e3 * compiled:.2f} | {compiled / theirs:.2f} | "
             f"{warm_up:.0f} s |",

@@ -38,7 +38,7 @@ class Pool:
         each: Which of these have an entry for each problem.
         count: How many problems there are; None for a single one, without a dimension for it.
         places: How many may take part at the same time.
-        compiled: Whether to compile the step, for as many problems as there are places: then it overwrites the run.
+        compiled: Whether to compile the step, for as many problems as there are places.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Pool:
             dims = [self._dim if own else None for own in each]
             self._advance = vmap(self._advance, in_dims=(self._dim, dims), out_dims=self._dim)
         if compiled:
-            self._run = [leaf.clone(memory_format=torch.contiguous_format) for leaf in self._run]
             kinds = tuple((leaf.dtype, leaf.device, leaf.shape) for leaf in (*self._run, *self._tensors))
             structure = tree.flatten(self._layout)[1]
             self._advance = _compiled(_Program(step, structure, kinds, tuple(each), self._advance))
@@ -150,9 +149,7 @@ class Pool:
             return leaf.index_select(0, taken.to(leaf.device)).movedim(0, self._dim).contiguous()
 
         self._run = [select(leaf) for leaf in self._all]
-        self._tensors = [
-            select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)
-        ]
+        self._tensors = [select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)]
         self._rows = rows
         self.run.status[len(rows) :] = int(Status.LIMIT)
 
@@ -192,4 +189,4 @@ class _Program:
 @lru_cache(maxsize=32)
 def _compiled(program: _Program) -> CompiledStep:
     """The compiled step, kept for the next call with the same loss and solver."""
-    return compile(program.function, donate_argnums=0, options=_OPTIONS)
+    return compile(program.function, options=_OPTIONS)
