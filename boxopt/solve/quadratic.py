@@ -37,6 +37,8 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
         step of D. P. Bertsekas, 1982.
     """
     size = gradient.shape[-1]
+    if not size:
+        return gradient
     step = torch.clamp(-gradient / (size * diagonal(matrix)), low, high)
     slope = times(matrix, step) + gradient
     value = _model(gradient, step, slope)
