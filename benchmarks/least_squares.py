@@ -3,9 +3,10 @@
     python benchmarks/least_squares.py [peaks] [spots] [sizes] [memory] [--problems N]
 
 ``peaks`` and ``spots`` fit 100,000 Gaussian peaks of five parameters, on a line of 40 points and on 9 × 9 pixels, with
-noise, and in every second problem a bound that cuts off a true value. SciPy's `least_squares(method="trf")` has
-analytic derivatives, its own tolerances, and takes a sample. "Stationary" are, of all fits, those whose residuals make a
-cosine of at most 1e-4 (float32: 1e-2) with every column of the Jacobian that no bound holds, computed here in float64.
+noise, and in every second problem a bound that cuts off a true value. SciPy takes a sample of them, by
+`least_squares(method="trf")` with analytic derivatives and its own tolerances. "Stationary" are, of all fits, those
+whose residuals make a cosine of at most 1e-4 (float32: 1e-2) with every column of the Jacobian that no bound holds,
+computed here in float64.
 
 ``sizes`` is the time of a fit over the size of the batch; ``memory`` the peak of a process with a million fits.
 """

@@ -91,7 +91,7 @@ def test_peaks_against_scipy(kind):
     """Bounds active in half; the benchmark does the same for 100,000."""
     fits = Fits(kind, 300)
     result = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(fits.data,), batch_dims=1)
-    assert (stationary(fits, result) <= 1e-7).all()  # none stopped at a clamped point
+    assert (stationary(fits, result) <= 2e-6).all()  # none stopped at a clamped point
     assert ((result.params >= fits.lower) & (result.params <= fits.upper)).all()
     assert 0.4 < (result.active != 0).any(-1).double().mean() < 0.6
     sample = range(0, 300, 7)
@@ -161,7 +161,7 @@ def test_a_loss_of_the_users():
         return torch.where(z <= 1, z, 2 * root - 1), 1 / root, torch.where(z <= 1, 0.0, -0.5 / root**3)
 
     fits = Fits("peak", 4)
-    options = {"args": (fits.data,), "batch_dims": 1, "f_scale": 0.1}
+    options = {"args": (fits.data,), "batch_dims": 1, "f_scale": 0.1, "tol": 1e-10}
     one, other = (bx.least_squares(fits.residual, fits.start, fits.bounds, loss=x, **options) for x in (huber, "huber"))
     torch.testing.assert_close(one.params, other.params)
 
@@ -171,7 +171,7 @@ def test_poisson_is_the_maximum_likelihood():
     counts = torch.poisson(3 * peak(torch.tensor([4.0, 0.5, 1.0, 0.5, 0.0], dtype=DTYPE)))
     lower, upper = torch.tensor([[0.0, -4.0, 0.3, 1e-3, -0.01], [50.0, 4.0, 4.0, 9.0, 0.01]], dtype=DTYPE)
     start = torch.tensor([5.0, 0.0, 1.5, 3.0, 0.0], dtype=DTYPE)
-    fit = bx.least_squares(lambda p: peak(p) - counts, start, bx.Box(lower, upper), loss=bx.Poisson(counts))
+    fit = bx.least_squares(lambda p: peak(p) - counts, start, bx.Box(lower, upper), loss=bx.Poisson(counts), tol=1e-9)
     assert fit.status == bx.Status.GRADIENT
 
     def likelihood(p):
@@ -188,7 +188,7 @@ def test_poisson_is_the_maximum_likelihood():
 
 def test_jacobians_agree():
     fits = Fits("spot", 5)
-    options = {"args": (fits.data,), "batch_dims": 1}
+    options = {"args": (fits.data,), "batch_dims": 1, "tol": 1e-10}
     forward = bx.least_squares(fits.residual, fits.start, fits.bounds, **options)
     for jac in ("reverse", torch.func.jacfwd(fits.residual)):
         other = bx.least_squares(fits.residual, fits.start, fits.bounds, jac=jac, **options)
@@ -199,7 +199,7 @@ def test_many_parameters():
     """More of them than are differentiated one by one."""
     generator = torch.Generator().manual_seed(0)
     matrix, right = (torch.randn(*s, dtype=DTYPE, generator=generator) for s in ((60, 40), (60,)))
-    fit = bx.least_squares(lambda x: matrix @ x - right, torch.zeros(40, dtype=DTYPE), bx.Box(-0.05, 0.1))
+    fit = bx.least_squares(lambda x: matrix @ x - right, torch.zeros(40, dtype=DTYPE), bx.Box(-0.05, 0.1), tol=1e-10)
     torch.testing.assert_close(fit.params, bx.bvls(matrix, right, -0.05, 0.1), rtol=1e-6, atol=1e-8)
 
 
@@ -217,7 +217,7 @@ def test_linear_problems_end_where_direct_solvers_do():
     )
     best = ((matrix @ bx.bvls(matrix, right, -0.3, 0.4)[..., None])[..., 0] - right).square().sum(-1) / 2
     assert (fit.value <= best * (1 + 1e-9)).all()
-    assert fit.steps.max() < 30
+    assert fit.steps.max() < 15
 
 
 def test_covariance_is_that_of_curve_fit():
@@ -268,7 +268,7 @@ def test_weights_leave_out_residuals():
     fits = Fits("peak", 3)
     keep = (torch.arange(32) % 3 > 0).to(DTYPE)
     data = torch.where(keep > 0, fits.data, torch.nan)
-    options = {"batch_dims": 1}
+    options = {"batch_dims": 1, "tol": 1e-10}
     masked = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(data,), weights=keep, **options)
     each = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(data,), weights=keep.repeat(3, 1), **options)
     fewer = bx.least_squares(
@@ -282,13 +282,14 @@ def test_weights_leave_out_residuals():
 def test_units_change_nothing():
     fits = Fits("peak", 20)
     scale = torch.tensor([1e6, 1e-3, 1e3, 1e-6, 1.0], dtype=DTYPE)
-    plain = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(fits.data,), batch_dims=1)
+    plain = bx.least_squares(fits.residual, fits.start, fits.bounds, args=(fits.data,), batch_dims=1, tol=1e-10)
     scaled = bx.least_squares(
         lambda p, data: 1e-9 * (peak(p / scale) - data),
         fits.start * scale,
         bx.Box(fits.lower * scale, fits.upper * scale),
         args=(fits.data,),
         batch_dims=1,
+        tol=1e-10,
     )
     torch.testing.assert_close(scaled.params / scale, plain.params, rtol=1e-7, atol=1e-7)
     assert (scaled.status == bx.Status.GRADIENT).all()

@@ -61,7 +61,7 @@ def least_squares(
     tol: Any = None,
     step_tol: Any = 0.0,
     value_tol: Any = 0.0,
-    max_steps: Any = 200,
+    max_steps: Any = 500,
     damping: Scalar = 1e-3,
     callback: Callable[[Progress], Any] | None = None,
     progress: bool = False,

@@ -51,9 +51,9 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
 
     $$ \min_p\; g^\top p + \tfrac12 p^\top (H + \lambda D)\, p \quad\text{subject to}\quad l \le x + p \le u $$
 
-    The trial is x + p, where p comes of a few rounds of principal pivoting: coordinates at a bound that their gradient
-    points out of have their rows and columns masked, and what a step would carry outside is held and the rest solved
-    for again; p is at least as good as a projected gradient step, see `boxopt.solve.quadratic.bounded_step`. Clamping a
+    The trial is x + p, where p comes of two rounds: coordinates at a bound that their gradient points out of have their
+    rows and columns masked, and what a step would carry outside is held and the rest solved for again; p is at least as
+    good as a projected gradient step, see `boxopt.solve.quadratic.bounded_step`. Clamping a
     step after it was solved for does neither, and stops at points that are not stationary.
 
     D is the diagonal of H, or more where it was larger lately, so that a change of units changes nothing. The trial is

@@ -16,10 +16,10 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
 
     It starts with a projected gradient step, which as M ≼ n·diag(M) decreases q by a fixed share of what is possible at
     first order: this is what keeps a method from stopping anywhere but at a stationary point. Then each round holds the
-    coordinates at bounds that the gradient of q points out of, solves for the others, and goes to the better of two
-    points: the solution clamped, which may change many bounds at once, and the way to it as far as it is inside, which
-    never goes up. When nothing changes p is the minimizer; a few rounds are nearly always enough, since which bounds
-    are active hardly changes from one iteration of a method to the next.
+    coordinates at bounds that the gradient of q, or the last round's solution, points out of, solves for the others,
+    and goes to the better of two points: the solution clamped, which may change many bounds at once, and the way to it
+    as far as it is inside, which never goes up. When nothing changes p is the minimizer; a few rounds are nearly always
+    enough, since which bounds are active hardly changes from one iteration of a method to the next.
 
     Args:
         matrix: M, symmetric and positive definite, (n, n).
@@ -33,15 +33,20 @@ def bounded_step(matrix: Tensor, gradient: Tensor, low: Tensor, high: Tensor, ro
 
     Source:
         The truncated step is that of J. J. Moré and G. Toraldo, "On the solution of large quadratic programming
-        problems with bound constraints", SIAM Journal on Optimization 1, 1991; the clamped one is a projected Newton step of
-        D. P. Bertsekas, 1982.
+        problems with bound constraints", SIAM Journal on Optimization 1, 1991; the clamped one is a projected Newton
+        step of D. P. Bertsekas, 1982.
     """
     size = gradient.shape[-1]
+    if not size:
+        return gradient
     step = torch.clamp(-gradient / (size * diagonal(matrix)), low, high)
     slope = times(matrix, step) + gradient
     value = _model(gradient, step, slope)
+    solution = step
     for _ in range(rounds):
-        solution = held_solution(matrix, gradient, low, high, (step <= low) & (slope > 0), (step >= high) & (slope < 0))
+        at_low = (step <= low) & ((slope > 0) | (solution < low))
+        at_high = (step >= high) & ((slope < 0) | (solution > high))
+        solution = held_solution(matrix, gradient, low, high, at_low, at_high)
         way = solution - step
         room = torch.where(way > 0, high - step, torch.where(way < 0, low - step, torch.inf))
         share = (room / torch.where(way == 0, torch.ones_like(way), way)).amin().clamp(max=1)
