@@ -70,7 +70,7 @@ class DenseModel(NamedTuple):
 
 @search("bfgs_update")
 def _updated(matrix: Tensor, step: Tensor, change: Tensor, numbers: Tensor) -> Tensor:
-    """scale · B − (Bs)(Bs)ᵀ/(s·Bs) + weight · yyᵀ + forget · I, the second only where the third is not 0.
+    """The matrix scale · B − (Bs)(Bs)ᵀ/(s·Bs) + weight · yyᵀ + forget · I, its middle terms only where weight > 0.
 
     Vectors are rows, and so are the three numbers.
     """

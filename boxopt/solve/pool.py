@@ -147,9 +147,7 @@ class Pool:
             return leaf.index_select(0, taken.to(leaf.device)).movedim(0, self._dim).contiguous()
 
         self._run = [select(leaf) for leaf in self._all]
-        self._tensors = [
-            select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)
-        ]
+        self._tensors = [select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)]
         self._rows = rows
         self.run.status[len(rows) :] = int(Status.LIMIT)
 
