@@ -21,43 +21,11 @@ import torch
 import boxopt as bx
 
 LISTED = [
-    "HS1",
-    "HS2",
-    "HS3",
-    "HS3MOD",
-    "HS4",
-    "HS5",
-    "HS38",
-    "HS45",
-    "HATFLDA",
-    "HATFLDB",
-    "CAMEL6",
-    "BRANIN",
-    "HART6",
-    "PSPDOC",
-    "BQP1VAR",
-    "SIMBQP",
-    "SIM2BQP",
-    "MDHOLE",
-    "EG1",
-    "ALLINIT",
-    "OSLBQP",
-    "MCCORMCK",
-    "BIGGSB1",
-    "CHENHARK",
-    "HARKERP2",
-    "PENTDI",
-    "QUDLIN",
-    "DEGTRID",
-    "EXPLIN",
-    "EXPQUAD",
-    "TORSION1",
-    "LINVERSE",
-    "NONSCOMP",
-    "JNLBRNG1",
-    "NOBNDTOR",
-    "OBSTCLAE",
-]
+    "HS1", "HS2", "HS3", "HS3MOD", "HS4", "HS5", "HS38", "HS45", "HATFLDA", "HATFLDB", "CAMEL6", "BRANIN", "HART6",
+    "PSPDOC", "BQP1VAR", "SIMBQP", "SIM2BQP", "MDHOLE", "EG1", "ALLINIT", "OSLBQP", "MCCORMCK", "BIGGSB1", "CHENHARK",
+    "HARKERP2", "PENTDI", "QUDLIN", "DEGTRID", "EXPLIN", "EXPQUAD", "TORSION1", "LINVERSE", "NONSCOMP", "JNLBRNG1",
+    "NOBNDTOR", "OBSTCLAE",
+]  # fmt: skip
 
 
 class Problem(NamedTuple):
