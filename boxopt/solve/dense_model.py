@@ -70,7 +70,7 @@ class DenseModel(NamedTuple):
 
 @search("bfgs_update")
 def _updated(matrix: Tensor, step: Tensor, change: Tensor, numbers: Tensor) -> Tensor:
-    """scale · B − (Bs)(Bs)ᵀ/(s·Bs) + weight · yyᵀ + forget · I, the second only where the third is not 0.
+    """The matrix scale · B − (Bs)(Bs)ᵀ/(s·Bs) + weight · yyᵀ + forget · I, its middle terms only where weight > 0.
 
     Vectors are rows, and so are the three numbers.
     """
@@ -96,8 +96,10 @@ def _solved(slope: Tensor, free: Tensor, matrix: Tensor) -> Tensor:
     return result
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of matrices, part by part; the last tensor or the first is of n × n."""
-    flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in tensors]
-    size = max(1, _BLOCK // flat[0].shape[-1] ** 2) if flat[0].device.type == "cpu" else max(1, flat[0].shape[0])
-    return zip(*(tensor.split(size) for tensor in flat), strict=True)
+def _blocks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of matrices, part by part, where the first has all of them and of the others some may be shared."""
+    flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (first, *others)]
+    count, size = flat[0].shape[0], max(1, _BLOCK // first.shape[-1] ** 2)
+    if first.device.type != "cpu":
+        size = max(1, count)
+    return zip(*(tensor.expand(count, -1, -1).split(size) for tensor in flat), strict=True)
