@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def sample(images: Tensor, classes: Tensor, tasks: int, shots: int, generator: t
 def draw_start(splits: int, bound: float, generator: torch.Generator) -> Weights:
     """He's initialization for each split, in the box."""
     weights = []
-    for inputs, outputs in zip(SIZES, SIZES[1:], strict=False):
+    for inputs, outputs in pairwise(SIZES):
         weights.append(torch.randn(splits, inputs, outputs, generator=generator) * (2 / inputs) ** 0.5)
         weights.append(torch.zeros(splits, outputs))
     return [leaf.clamp(-bound, bound) for leaf in weights]
