@@ -3,15 +3,15 @@
     python examples/learn_bound.py                         (about half a minute on two cores)
 
 A quantized layer has weights r · k / K, k = -K, …, K: three values with two bits, fifteen with four. The range r is
-usually the largest weight, so that none is clipped. With few values that wastes them: a smaller range clips some weights
-and has the others finer. Here r is learned, one for each layer, for the loss on images that the weights were not
-trained on:
+usually the largest weight, so that none is clipped. With few values that wastes them: a smaller range clips some
+weights and has the others finer. Here r is learned, one for each layer, for the loss on images that the weights were
+not trained on:
 
-- **learned**: the derivative of the quantized network with respect to r. Where a weight is clipped it is that of the box
-  [-r, r], which is 1 at the wall; where it is rounded, straight through (biased: the right one is 0 nearly everywhere);
-- **learned through fine-tuning**: the weights take some bounded steps after they have been quantized, `chain(sgd,
-  project(box))` in the box of the range, and r is learned for the loss after these. The bound of the inner problem is the
-  parameter of the outer one; `bx.unroll` takes the derivative through all steps, the projections included.
+- **learned**: by the derivative of the quantized network with respect to r. For a clipped weight it is that of the box
+  [-r, r], ±1. Rounding is passed straight through, as usual: its derivative is 0 nearly everywhere, and useless;
+- **learned through fine-tuning**: the quantized weights take some bounded steps, `chain(sgd, project(box))` in the box
+  [-r, r], and r is learned for the loss after these. The bound of the inner problem is the parameter of the outer one;
+  `bx.unroll` takes the derivative through all steps, the projections included.
 
 The outer chain bounds the ranges themselves: between a twentieth of the largest weight and all of it. All networks
 and all numbers of bits are one `vmap`.
@@ -45,7 +45,7 @@ Weights = dict[str, list[Tensor]]
 
 SIZES = (64, 32, 32, 10)
 BITS = (2, 3, 4)
-INNER_STEPS, INNER_RATE = 10, 0.1
+INNER_STEPS, INNER_RATE = 10, 0.03
 OUTER_RATE = 0.03
 NARROWEST = 0.05  # of the largest weight
 WAYS = {  # name: is the range learned, are the weights fine-tuned

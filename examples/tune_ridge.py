@@ -3,22 +3,22 @@
     python examples/tune_ridge.py                          (about half a minute on two cores)
 
 The data are scikit-learn's diabetes: 330 patients to train on, 112 held out, and of the 10 features the squares and
-products too, 65 in all, so that regularization matters. What is minimized is the error of five-fold cross-validation, as
-a function of the logarithms of the strengths, which may be between 1e-4 and 10.
+products too, 65 in all, so that regularization matters. What is minimized is the error of five-fold cross-validation,
+as a function of the logarithms of the strengths, which may be between 1e-4 and 10.
 
 The elastic net is a bounded problem: with w = p - n and p, n ≥ 0 its absolute values are sums, and all is smooth.
-`bx.lbfgsb` solves the five folds at once; `bx.implicit_minimizer` gives the solution its derivative, whatever the solver
-did; `chain(adam, project)` moves the strengths within their bounds. A step costs five fits and a linear system.
+`bx.lbfgsb` solves the five folds at once; `bx.implicit_minimizer` gives the solution its derivative, whatever the
+solver did; `chain(adam, project)` moves the strengths within their bounds. A step costs five fits and a linear system.
 
 - **ridge**: one strength, against `GridSearchCV` over 25;
 - **elastic net**: two strengths, against `GridSearchCV` over 12 x 12;
 - **by group**: an l1 and an l2 strength for each of features, squares and products. Six numbers cost no more than one
   here; the same grid would have 12⁶, three million points, and is not tried.
 
-What to expect: with one or two strengths the same cross-validation error as the grid, from fewer fits, and a hair below,
-since the best strengths are between the points of the grid; scikit-learn's fits are nevertheless quicker, being compiled
-code for just this problem. With six strengths the error of cross-validation is lower. Do not expect as much of it on the
-patients that were held out: that error is chosen to be low, and 330 patients are few.
+What to expect: with one or two strengths the error of the grid, from fewer fits, or a hair less, as the best strengths
+lie between the points of the grid. In seconds scikit-learn is far quicker, its fits being compiled code for just this
+problem. With six strengths the error of cross-validation is lower. Do not expect as much on the patients held out:
+the other error was chosen to be low, and 330 patients are few.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def fit(start: Tensor, gram: Tensor, cross: Tensor, strengths: Strengths) -> Ten
         return fit_loss(signs, gram, cross, strengths)
 
     solver = bx.lbfgsb(bx.sets.NonNegative())
-    return bx.minimize(loss, start, solver, args=(gram, cross), batch_dims=1, tol=1e-7, max_steps=2000).params
+    return bx.minimize(loss, start, solver, args=(gram, cross), batch_dims=1, tol=1e-6, max_steps=2000).params
 
 
 def objective(signs: Tensor, gram: Tensor, cross: Tensor, strengths: Strengths) -> Tensor:
@@ -243,7 +243,8 @@ def save_picture(path: Path, rows: Sequence[Row], errors: np.ndarray) -> None:
     )
     figure.colorbar(image, ax=left, label="error of cross-validation", extend="max")
     net = next(row for row in rows if row.name.startswith("elastic net, boxopt"))
-    assert net.path is not None and net.powers is not None
+    assert net.path is not None
+    assert net.powers is not None
     left.plot(*net.path.T, "o-", color="C3", markersize=3, linewidth=1, label="hypergradients")
     left.plot(*net.powers, "*", color="white", markeredgecolor="C3", markersize=14, label="best of them")
     best = np.unravel_index(errors.argmin(), errors.shape)
@@ -281,7 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
     options = parser.parse_args(arguments)
 
-    x, y, new_x, new_y = data = load()
+    data = load()
+    x, y = data[:2]
     splits = KFold(FOLDS).split(x)
     folds = prepared([(x[given], y[given], x[asked], y[asked]) for given, asked in splits])
     whole = prepared([data])
