@@ -31,6 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -234,27 +235,27 @@ def save_picture(path: Path, result: Result, weights: Tensor, quantized: dict[st
     """Left, accuracies; middle, ranges; right, the weights of a layer and their values with two bits."""
     figure = Figure(figsize=(14, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    place = torch.arange(len(BITS))
+    place = np.arange(len(BITS))
     for number, (name, found) in enumerate(result.accuracies.items()):
         colour, hatch = f"C{number % 3}", "//" if WAYS[name][1] else None
         offset = (number - (len(WAYS) - 1) / 2) * 0.14
-        spread = found.std(1)
-        left.bar(
-            place + offset, found.mean(1), 0.13, yerr=spread, color=colour, hatch=hatch, edgecolor="white", label=name
+        mean, spread = found.mean(1).numpy(), found.std(1, correction=0).numpy()
+        left.bar(place + offset, mean, 0.13, yerr=spread, color=colour, hatch=hatch, edgecolor="white", label=name)
+        middle.bar(
+            place + offset, result.ranges[name].mean((1, 2)).numpy(), 0.13, color=colour, hatch=hatch, edgecolor="white"
         )
-        middle.bar(place + offset, result.ranges[name].mean((1, 2)), 0.13, color=colour, hatch=hatch, edgecolor="white")
     left.axhline(float(result.unquantized.mean()), color="k", linewidth=1, label="not quantized")
     left.set(ylabel="accuracy", title="Digits held out", ylim=(0, 1.02))
     middle.set(ylabel="range over the largest weight", title="Ranges, mean of layers and networks", ylim=(0, 1.05))
     for axes in (left, middle):
         axes.set_xticks(place.tolist(), [f"{bits} bits" for bits in BITS])
-    left.legend(fontsize=7, loc="lower right")
+    left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     right.hist(weights.flatten().numpy(), bins=80, color="0.8", label="weights")
     for number, (name, found) in enumerate(quantized.items()):
         for value in found.unique():
             label = name if value == found.unique()[0] else None
             right.axvline(float(value), color=f"C{number}", linestyle=("-", "--", ":")[number], label=label)
-    right.set(title="First layer of a network: its three values with 2 bits", xlabel="value", yscale="log")
+    right.set(title="First layer: its three values with 2 bits", xlabel="value", yscale="log")
     right.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

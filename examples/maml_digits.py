@@ -210,7 +210,7 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
     plots, shown = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     left, middle = plots.subplots(1, 2)
     for name, label in (("MAML", "MAML"), ("scratch", "random start")):
-        left.plot(result.curves[name], "o-" if name == "MAML" else "-", markersize=4, label=label)
+        left.plot(result.curves[name].numpy(), "o-" if name == "MAML" else "-", markersize=4, label=label)
     for number, name in enumerate(("centroid", "logistic"), 2):
         left.axhline(float(result.accuracies[name].mean()), color=f"C{number}", linestyle="--", label=ROWS[name])
     left.axhline(1 / WAYS, color="0.6", linewidth=1, label="guessing")
@@ -225,7 +225,7 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
         range(len(each)), ["MAML", "random\n5 steps", "random\n100 steps", "nearest\ncentroid", "logistic\nreg."]
     )
     middle.tick_params("x", labelsize=8)
-    middle.set(title="each line a split into seen and unseen classes")
+    middle.set(title="a line for each split of the classes")
     middle.legend(fontsize=8)
     middle.grid(alpha=0.3)
     shown.suptitle("Unseen digits: given (left), new, and MAML's answer: green right, red wrong", fontsize=10)
@@ -237,7 +237,7 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
             places = [way * QUERIES + place for place in range(per_class)]
             pictures = [tasks.images[0, number, way * shots], *tasks.new_images[0, number, places]]
             for axes, picture in zip(line, pictures, strict=True):
-                axes.imshow(picture.view(8, 8), cmap="gray_r", vmin=0, vmax=1)
+                axes.imshow(picture.view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
             line[0].set_ylabel(f"class {way}", fontsize=7)
             for axes, place in zip(line[1:], places, strict=True):
