@@ -102,9 +102,7 @@ def ensemble(mesh: object, world: int, results: dict[str, object]) -> None:
     tx = bx.chain(bx.adam(1e-2), bx.project(BOX))
     generator = torch.Generator().manual_seed(0)
     sizes = {"w": (16, 32), "v": (32, 1)}
-    params = {
-        name: 0.1 * torch.randn(world * MEMBERS, *size, generator=generator) for name, size in sizes.items()
-    }
+    params = {name: 0.1 * torch.randn(world * MEMBERS, *size, generator=generator) for name, size in sizes.items()}
     x = torch.randn(64, 16, generator=generator)
 
     def loss(p: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -150,13 +150,13 @@ def test_maml_sinusoid(tmp_path):
 
 def test_maml_digits(tmp_path):
     module = load("maml_digits")
-    options = ["--steps", "40", "--splits", "2", "--test-tasks", "8", "--eager", "--output", str(tmp_path)]
+    options = ["--steps", "40", "--splits", "2", "--test-tasks", "8", "--output", str(tmp_path)]
     result = module.main(options)
     assert result.picture.stat().st_size > 20_000
     assert result.violation == 0
     assert set(result.accuracies) == set(module.ROWS)
     means = {name: float(found.mean()) for name, found in result.accuracies.items()}
-    assert means["MAML"] > means["short"]
+    assert means["seen"] > means["short"]
     assert means["logistic"] > 0.6
 
 
@@ -182,7 +182,7 @@ def test_tune_ridge(tmp_path):
     from sklearn.linear_model import ElasticNet
 
     module = load("tune_ridge")
-    rows = {row.name: row for row in module.main(["--steps", "4", "--points", "2", "--output", str(tmp_path)])}
+    rows = {row.name: row for row in module.main(["--steps", "3", "--points", "2", "--output", str(tmp_path)])}
     assert (tmp_path / "tune_ridge.png").stat().st_size > 20_000
     for name, row in rows.items():
         if "boxopt" in name:
