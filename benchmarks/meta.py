@@ -43,7 +43,7 @@ SIZES, TASKS, POINTS = (1, 40, 40, 1), 32, 10
 HIGH = 0.4
 RATES = {"sgd": 0.01, "adam": 0.001}
 JAX, THEIRS, LOOP = "JAX jit", "TorchOpt, vmap", "TorchOpt, loop over tasks"
-Weights = list[torch.Tensor]
+Weights = Any  # a list or tuple of tensors
 Step = Callable[[], Any]
 
 
@@ -93,13 +93,14 @@ def by_segments(kind: str, length: int, segment: int) -> Callable[..., tuple[tor
     """A step of the whole batch, compiled by itself so many at a time, under autograd."""
     tx = transformation(kind)
 
-    def of_task(weights: Weights, state: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+    def advance(weights: Weights, state: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
         updates, state = tx.update(grad(loss)(weights, x, y), state, weights)
         return bx.apply_updates(weights, updates), state
 
     @bx.compile
     def step(carry: Any, _: None, x: torch.Tensor, y: torch.Tensor) -> Any:
-        return vmap(of_task)(*carry, x, y), None
+        weights, state = carry
+        return vmap(advance)(weights, state, x, y), None
 
     @bx.compile
     def end(weights: Weights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -174,7 +175,7 @@ def higher_steps(kind: str, length: int) -> dict[str, Step]:
 
     start, x, y = draw()
     layers = [torch.nn.Linear(*pair) for pair in pairwise(SIZES)]
-    model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2]).to(device())
+    model: Any = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2]).to(device())
     with torch.no_grad():
         for parameter, leaf in zip(model.parameters(), start, strict=True):
             parameter.copy_(leaf.mT if leaf.ndim == 2 else leaf)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -209,7 +209,8 @@ def print_table(accuracies: dict[str, Tensor], held: float, violation: float, sh
 def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shots: int) -> None:
     """Left, accuracy over the steps; middle, all splits; right, two tasks of the first split."""
     figure = Figure(figsize=(14, 5), layout="constrained")
-    plots, shown = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    plots, shown = parts
     left, middle = plots.subplots(1, 2)
     for name, label in (("MAML", "MAML"), ("scratch", "random start")):
         left.plot(result.curves[name].numpy(), "o-" if name == "MAML" else "-", markersize=4, label=label)

@@ -85,8 +85,8 @@ def expand() -> list:
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training and held-out patients; the outcome has mean 0 and variance 1 on the former."""
-    x, y = load_diabetes(return_X_y=True)
-    x, new_x, y, new_y = train_test_split(x, y, train_size=TRAIN, random_state=0)
+    x, y = map(np.asarray, load_diabetes(return_X_y=True))
+    x, new_x, y, new_y = map(np.asarray, train_test_split(x, y, train_size=TRAIN, random_state=0))
     return x, (y - y.mean()) / y.std(), new_x, (new_y - y.mean()) / y.std()
 
 
