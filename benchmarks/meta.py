@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measure import device, machine, medians, table
@@ -134,6 +134,9 @@ def boxopt_steps(kind: str, length: int) -> dict[str, Step]:
 def torchopt_steps(kind: str, length: int) -> dict[str, Step]:
     start, x, y = draw()
 
+    def for_each(start: Weights) -> Weights:
+        return [leaf.expand(TASKS, *leaf.shape) for leaf in start]
+
     def of_task(start: Weights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         tx, weights = getattr(torchopt, kind)(RATES[kind]), tuple(start)
         state = tx.init(weights)
@@ -144,7 +147,7 @@ def torchopt_steps(kind: str, length: int) -> dict[str, Step]:
         return loss(weights, x, y)
 
     def outer(start: Weights) -> torch.Tensor:
-        return vmap(of_task, in_dims=(None, 0, 0))(start, x, y).mean()
+        return vmap(of_task)(for_each(start), x, y).mean()  # its Adam wants a start for each task
 
     def loop() -> Weights:
         each = [grad(of_task)(start, *task) for task in zip(x, y, strict=True)]
@@ -163,7 +166,7 @@ def torchopt_steps(kind: str, length: int) -> dict[str, Step]:
             return loss(weights, x, y)
 
         def outer_compiled(start: Weights) -> torch.Tensor:
-            return vmap(of_task_compiled, in_dims=(None, 0, 0))(start, x, y).mean()
+            return vmap(of_task_compiled)(for_each(start), x, y).mean()
 
         compiled = torch.compile(grad(outer_compiled), fullgraph=True)
         steps["TorchOpt, vmap, compiled"] = lambda: compiled(start)
@@ -184,7 +187,8 @@ def higher_steps(kind: str, length: int) -> dict[str, Step]:
     def loop() -> None:
         model.zero_grad()
         for inputs, targets in zip(x, y, strict=True):
-            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (inner, steps):
+            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as pair:
+                inner, steps = cast(Any, pair)
                 for _ in range(length):
                     steps.step(((inner(inputs) - targets) ** 2).mean())
                     inner.update_params([leaf.clamp(-HIGH, HIGH) for leaf in inner.parameters()])
@@ -239,6 +243,9 @@ def agreement(steps: dict[str, Step]) -> None:
             found[name] = torch.cat([torch.tensor(leaf.tolist()).flatten() for leaf in result])
     reference = found["boxopt, eager"]
     for name, gradient in found.items():
+        if not gradient.isfinite().all():
+            print(f"{name}: the outer gradient is not finite", flush=True)
+            continue
         distance = float((gradient - reference).norm() / reference.norm())
         if not distance < 1e-2:
             print(f"{name}: outer gradient {distance:.1e} from that of boxopt, relatively", flush=True)

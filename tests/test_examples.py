@@ -137,7 +137,7 @@ def test_six_ways(tmp_path):
 
 def test_maml_sinusoid(tmp_path):
     module = load("maml_sinusoid")
-    results = module.main(["--steps", "200", "--eager", "--test-tasks", "50", "--output", str(tmp_path)])
+    results = module.main(["--steps", "120", "--eager", "--test-tasks", "50", "--output", str(tmp_path)])
     assert (tmp_path / "maml_sinusoid.png").stat().st_size > 20_000
     for result in results.values():
         assert result.violation == 0
@@ -182,13 +182,13 @@ def test_tune_ridge(tmp_path):
     from sklearn.linear_model import ElasticNet
 
     module = load("tune_ridge")
-    rows = {row.name: row for row in module.main(["--steps", "3", "--points", "2", "--output", str(tmp_path)])}
+    rows = {row.name: row for row in module.main(["--steps", "2", "--points", "2", "--output", str(tmp_path)])}
     assert (tmp_path / "tune_ridge.png").stat().st_size > 20_000
     for name, row in rows.items():
         if "boxopt" in name:
             assert row.errors[-1] < row.errors[0], name
             assert row.optimality < 1e-5
-    assert rows["ridge, boxopt"].error == pytest.approx(rows["ridge, grid of 25"].error, abs=0.02)
+    assert rows["ridge, boxopt"].error == pytest.approx(rows["ridge, grid of 25"].error, abs=0.03)
     # the fit is that of scikit-learn
     whole = module.prepared([module.load()])
     l1, l2 = torch.tensor(0.05), torch.tensor(0.02)
