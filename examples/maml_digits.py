@@ -13,9 +13,10 @@ layer's weights and biases. Both are bounded: the start by the same box, the ste
 projection at the end of the outer chain.
 
 What to expect: a lesson in what MAML needs. It learns to read new images of the six digits that it has seen, from one
-example and in five steps, nearly all of them right. On unseen digits the same start is only somewhat better than a
-random one after as many steps, and worse than a random one after a hundred, or scikit-learn's nearest centroid and
-logistic regression on the pixels: six classes are too few to learn from, and longer meta-training makes it worse.
+example and in five steps, 96 % of them right. On unseen digits the same start is only somewhat better than a random one
+after as many steps (69 % to 64 %), and worse than a random one after a hundred (77 %), or scikit-learn's nearest
+centroid and logistic regression on the pixels (82 %): six classes are too few to learn from, and longer meta-training
+makes it worse.
 """
 
 from __future__ import annotations
@@ -215,11 +216,16 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
     for name, label in (("MAML", "MAML"), ("scratch", "random start")):
         left.plot(result.curves[name].numpy(), "o-" if name == "MAML" else "-", markersize=4, label=label)
     for number, name in enumerate(("centroid", "logistic"), 2):
-        left.axhline(float(result.accuracies[name].mean()), color=f"C{number}", linestyle="--", label=ROWS[name])
+        left.axhline(
+            float(result.accuracies[name].mean()),
+            color=f"C{number}",
+            linestyle="--" if number == 2 else ":",
+            label=ROWS[name],
+        )
     left.axhline(1 / WAYS, color="0.6", linewidth=1, label="guessing")
     left.set(xscale="symlog", xlabel="inner step", ylabel="accuracy", title=f"{WAYS}-way, {shots}-shot, unseen classes")
     left.set_xticks([0, 1, 2, 5, 10, 100], ["0", "1", "2", "5", "10", "100"])
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.9))
     left.grid(alpha=0.3)
     each = torch.stack([found.mean(1) for found in result.accuracies.values()])
     middle.plot(each.numpy(), "o-", color="0.6", markersize=4, linewidth=0.8)
