@@ -182,7 +182,7 @@ def test_tune_ridge(tmp_path):
     from sklearn.linear_model import ElasticNet
 
     module = load("tune_ridge")
-    rows = {row.name: row for row in module.main(["--steps", "2", "--points", "2", "--output", str(tmp_path)])}
+    rows = {row.name: row for row in module.main(["--steps", "3", "--points", "2", "--output", str(tmp_path)])}
     assert (tmp_path / "tune_ridge.png").stat().st_size > 20_000
     for name, row in rows.items():
         if "boxopt" in name:
