@@ -152,3 +152,95 @@ def test_gp_hyperparameters():
     assert len(rows) == 4
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model
+
+
+def test_maml_sinusoid(tmp_path):
+    module = load("maml_sinusoid")
+    results = module.main(["--steps", "120", "--eager", "--test-tasks", "50", "--output", str(tmp_path)])
+    assert (tmp_path / "maml_sinusoid.png").stat().st_size > 20_000
+    for result in results.values():
+        assert result.violation == 0
+        assert result.errors.shape == (50, 11)
+        assert result.errors.isfinite().all()
+    mean = results["MAML"].errors.mean(0)
+    assert mean[1] < mean[0]
+    assert mean[1] < results["pre-trained"].errors.mean(0)[1]
+
+
+def test_maml_digits(tmp_path):
+    module = load("maml_digits")
+    options = ["--steps", "40", "--splits", "2", "--test-tasks", "8", "--output", str(tmp_path)]
+    result = module.main(options)
+    assert result.picture.stat().st_size > 20_000
+    assert result.violation == 0
+    assert set(result.accuracies) == set(module.ROWS)
+    means = {name: float(found.mean()) for name, found in result.accuracies.items()}
+    assert means["seen"] > means["short"]
+    assert means["logistic"] > 0.6
+
+
+def test_tasks_of_digits_do_not_share_images():
+    module = load("maml_digits")
+    images, generator = module.load_classes(), torch.Generator().manual_seed(0)
+    classes = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    tasks = module.sample(images, classes, 5, 2, generator)
+    assert tasks.images.shape == (2, 5, 6, 64)
+    assert tasks.new_images.shape == (2, 5, 45, 64)
+    distances = torch.cdist(tasks.images, tasks.new_images)
+    assert (distances > 0).all()
+    for split in range(2):  # an image has the label of its place among the chosen classes
+        own = images[classes[split]]
+        for task in range(5):
+            places = [int((own == image).all(-1).any(-1).nonzero()) for image in tasks.images[split, task]]
+            assert places[0::2] == places[1::2]
+            assert len(set(places)) == 3
+            assert tasks.labels[split, task].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_tune_ridge(tmp_path):
+    from sklearn.linear_model import ElasticNet
+
+    module = load("tune_ridge")
+    rows = {row.name: row for row in module.main(["--steps", "3", "--points", "2", "--output", str(tmp_path)])}
+    assert (tmp_path / "tune_ridge.png").stat().st_size > 20_000
+    for name, row in rows.items():
+        if "boxopt" in name:
+            assert row.errors[-1] < row.errors[0], name
+            assert row.optimality < 1e-5
+    assert rows["ridge, boxopt"].error == pytest.approx(rows["ridge, grid of 25"].error, abs=0.03)
+    # the fit is that of scikit-learn
+    whole = module.prepared([module.load()])
+    l1, l2 = torch.tensor(0.05), torch.tensor(0.02)
+    start = torch.zeros(1, 2, whole.x.shape[-1], dtype=torch.float64)
+    signs = module.fit(start, *module.statistics(whole), (l1, l2))[0]
+    net = ElasticNet(float(l1 + l2), l1_ratio=float(l1 / (l1 + l2)), tol=1e-8, fit_intercept=False)
+    theirs = net.fit(whole.x[0], whole.y[0]).coef_
+    torch.testing.assert_close(signs[0] - signs[1], torch.tensor(theirs), rtol=0, atol=1e-4)
+
+
+def test_learn_bound(tmp_path):
+    module = load("learn_bound")
+    result = module.main(["--steps", "8", "--train-steps", "150", "--networks", "2", "--output", str(tmp_path)])
+    assert result.picture.stat().st_size > 20_000
+    assert result.violation == 0
+    assert result.unquantized.min() > 0.85
+    two_bits = {name: float(found[0].mean()) for name, found in result.accuracies.items()}
+    assert two_bits["learned"] > two_bits["largest weight"]
+    assert two_bits["learned through fine-tuning"] > two_bits["largest weight"] + 0.1
+    assert (result.ranges["largest weight"] == 1).all()
+    assert result.ranges["learned through fine-tuning"].max() < 1
+
+
+def test_the_derivative_of_a_quantized_weight_with_respect_to_its_range():
+    module = load("learn_bound")
+    weights = {"matrices": [torch.tensor([-2.0, -0.9, 0.1, 0.4, 3.0])[:, None]], "biases": []}
+
+    def values(ranges):
+        return module.quantize(weights, ranges, torch.tensor(3.0))["matrices"][0].flatten()
+
+    reach = torch.tensor([1.2])
+    slopes = torch.func.jacrev(values)(reach).flatten()
+    torch.testing.assert_close(values(reach), torch.tensor([-1.2, -0.8, 0.0, 0.4, 1.2]))
+    places = torch.tensor([-2.25, 0.25, 1.0])  # of the three within reach, which are rounded to -2, 0 and 1
+    inside = (torch.tensor([-2.0, 0.0, 1.0]) - places) / 3
+    torch.testing.assert_close(slopes, torch.cat([torch.tensor([-1.0]), inside, torch.tensor([1.0])]))
