@@ -55,6 +55,21 @@ def test_donated_steps_equal_pure_ones_and_stay_in_place(layout):
     assert pointers((params, state)) == places
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+def test_numbers_without_dimensions_are_written_too(dtype):
+    """torch 2.13 drops ``copy_`` to a float64 tensor without dimensions: see `boxopt.run.compile._write_over`."""
+
+    def step(state):
+        one, two = state
+        return [torch.where(two > 0, one + 1, two * 2), two + one]
+
+    compiled = bx.compile(step, donate_argnums=0, backend="aot_eager")
+    state, expected = ([torch.tensor(1, dtype=dtype), torch.tensor(5, dtype=dtype)] for _ in range(2))
+    for _ in range(3):
+        expected, state = step(expected), compiled(state)
+        assert_trees_equal(state, expected)
+
+
 def test_without_donation_it_is_torch_compile_of_the_whole():
     params = example()
     gradients, state = random_like(params, 1.0), CHAIN.init(params)

@@ -99,6 +99,18 @@ class _Plan:
     shortcut: Shortcut | None = None
 
 
+def _write_over(old: Tensor, new: Tensor) -> None:
+    """Write over a tensor in a function that is compiled.
+
+    torch 2.13 follows the value of a float64 tensor without dimensions as it does a Python number's, and when it gives
+    that up it drops writes to the tensor, since nothing reads what ``copy_`` returns. It does not follow a view.
+    """
+    if old.ndim == 0:
+        old.unsqueeze(0).copy_(new.unsqueeze(0))
+    else:
+        old.copy_(new)
+
+
 class CompiledStep:
     """What `compile` returns: a function compiled for each structure of its arguments on the first call with it."""
 
@@ -225,7 +237,7 @@ class CompiledStep:
                 for index, new in enumerate(news)
             ]
             for place, new in zip(donated, news, strict=True):
-                leaves[place].copy_(new)
+                _write_over(leaves[place], new)
             return True, alone, results[len(numbers) :]
 
         return overwrite
