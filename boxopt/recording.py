@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import sharded, tree
 from boxopt.core.transform import GradientTransformation, bind, lets_through, whole_leaves
 from boxopt.core.types import P
 from boxopt.core.values import zero_count
+from boxopt.diagnostics import optimality
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.box import Box
 
@@ -159,24 +160,24 @@ def _measure(
     leaves = tree.leaves(params)
     like = leaves[0] if leaves else torch.zeros(())
     loss = torch.full((), torch.nan) if value is None else torch.as_tensor(value)
-    stepped = tree.map(torch.sub, params, gradients)
-    target = stepped if constraint is None else constraint.project(stepped)
-    found = {"value": loss, "optimality": tree.reduce(torch.maximum, tree.map(_largest_difference, params, target))}
+    found = {"value": loss, "optimality": optimality(Box() if constraint is None else constraint, params, gradients)}
     if constraint is not None:
         found["violation"] = constraint.violation(params)
     if isinstance(constraint, Box):
         sides = tree.leaves(constraint.active(params))
         total = max(sum(side.numel() for side in sides), 1)
-        found["active"] = tree.reduce(torch.add, [side.count_nonzero() for side in sides]) / total
+        found["active"] = tree.reduce(torch.add, [(side != 0).sum() for side in sides]) / total
     if params_too:
-        found["params"] = torch.cat([leaf.reshape(-1).to(like) for leaf in leaves]) if leaves else like.new_zeros(0)
+        parts = [_plain(leaf).reshape(-1) for leaf in leaves]
+        found["params"] = torch.cat([part.to(parts[0]) for part in parts]) if parts else like.new_zeros(0)
     found |= {name: measure(gradients, params, value) for name, measure in measures.items()}
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return {name: number.detach().to(device=like.device, dtype=dtype) for name, number in found.items()}
+    return {name: _plain(number.detach()).to(device=like.device, dtype=dtype) for name, number in found.items()}
 
 
-def _largest_difference(x: Tensor, y: Tensor) -> Tensor:
-    return (y - x).abs().amax() if x.numel() else x.new_zeros(())
+def _plain(x: Tensor) -> Tensor:
+    """All numbers of a tensor, on every process if they are spread over several."""
+    return sharded.whole(x)
 
 
 def _record_init(

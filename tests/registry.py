@@ -653,6 +653,8 @@ SCHEDULES = {
 
 # Public names that are neither transformations nor schedules, and where they are tested.
 OTHERS = {
+    "TorchOptimizer": "test_torch_optimizer.py",
+    "bound_module": "test_torch_optimizer.py",
     "Box": "test_box.py",
     "least_squares": "test_least_squares.py",
     "covariance": "test_least_squares.py",

@@ -493,6 +493,19 @@ def test_compiled():
         assert_same(some, tree.map(lambda leaf: leaf[:7], eager))
 
 
+def test_a_compiled_quasi_newton_method():
+    """Its operators and its loops over vectors, in generated code: `aot_eager` would not do."""
+
+    def rosenbrock(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    start = 4 * torch.rand(24, 10, dtype=DTYPE, generator=torch.Generator().manual_seed(0)) - 2
+    run = partial(bx.minimize, rosenbrock, start, bx.lbfgsb(bx.Box(-2.0, 0.8)), batch_dims=1, max_steps=300)
+    eager, compiled = run(), run(compile=True, chunk_size=16)
+    assert (compiled.status == bx.Status.GRADIENT).all()
+    torch.testing.assert_close(compiled.value, eager.value, rtol=1e-9, atol=1e-9)
+
+
 def test_a_compiled_single_problem():
     def loss(x):
         return ((x - torch.arange(3.0)) ** 2).sum()

@@ -267,7 +267,7 @@ FIRST_STEPS = {
 @pytest.mark.parametrize("packed", [False, True], ids=["leaves", "packed"])
 @pytest.mark.parametrize("name", FIRST_STEPS)
 def test_the_first_step_is_the_step_size_times_the_gradient_or_its_sign(name, packed):
-    """At first all averages, their bias corrected, are the gradient, and its square."""
+    """At first all averages, their bias corrected, are the gradient, and its square; not so sums."""
     tx, extra = FIRST_STEPS[name](), {"value": 0.3} if name == "polyak_sgd" else {}
     generator = torch.Generator().manual_seed(0)
     draw = lambda: {  # noqa: E731
@@ -288,4 +288,5 @@ def test_the_first_step_is_the_step_size_times_the_gradient_or_its_sign(name, pa
     ratio = pytree.tree_map(lambda u, size, d: -u / (size * d), updates, expand(sizes, updates), direction)
     for leaf in pytree.tree_leaves(unpack(ratio)):
         torch.testing.assert_close(leaf, leaf.flatten()[:1].expand_as(leaf.flatten()).view_as(leaf))
-        assert name == "adafactor" or float(leaf.flatten()[0]) == pytest.approx(1)
+        share = 0.1 if name in {"sgd", "lars"} else 1  # of the sum to which a gradient adds up with a momentum of 0.9
+        assert name == "adafactor" or float(leaf.flatten()[0]) == pytest.approx(share)

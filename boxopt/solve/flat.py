@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import exact, sharded, tree
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.box import Box
 
@@ -34,6 +34,8 @@ class Flat(NamedTuple):
     def of(cls, params: Any) -> Flat:
         """The layout of these parameters."""
         leaves, structure = tree.flatten(params)
+        if any(sharded.is_sharded(leaf) for leaf in leaves):
+            raise TypeError("a solver keeps the parameters as one vector, which a DTensor's parts are not")
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
         shapes, dtypes = tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves)
         return cls(tree.unflatten(structure, range(len(leaves))), shapes, dtypes, dtype, tree.device_of(params))

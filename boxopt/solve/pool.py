@@ -57,7 +57,6 @@ class Pool:
         self._is_batch = count is not None
         self._each = each
         self._places = places if compiled else 0  # how many there are, if it does not change
-        self._dim = -1 if compiled else 0  # where in the tensors of those on places
         self._all_tensors = self._tensors = tensors
         self._layout, self._all = self._start(params)
         self._is_own = False  # whether the memory of what is kept of all problems is used for nothing else
@@ -68,8 +67,7 @@ class Pool:
             self._load(torch.arange(self.count - self.waiting, device=step.flat.device))
         self._advance = _on_leaves(step, self._layout)
         if self._is_batch:
-            dims = [self._dim if own else None for own in each]
-            self._advance = vmap(self._advance, in_dims=(self._dim, dims), out_dims=self._dim)
+            self._advance = vmap(self._advance, in_dims=(0, self._dims))
         if compiled:
             kinds = tuple((leaf.dtype, leaf.device, leaf.shape) for leaf in (*self._run, *self._tensors))
             structure = tree.flatten(self._layout)[1]
@@ -103,8 +101,7 @@ class Pool:
     @property
     def run(self) -> Run:
         """The problems on places."""
-        leaves = [leaf.movedim(self._dim, 0) for leaf in self._run] if self._is_batch else self._run
-        return _laid_out(self._layout, leaves)
+        return _laid_out(self._layout, self._run)
 
     def advance(self) -> None:
         """One evaluation and one update of each problem that has a place."""
@@ -138,7 +135,7 @@ class Pool:
             self._all = [leaf.clone(memory_format=torch.contiguous_format) for leaf in self._all]
             self._is_own = True
         for leaf, part in zip(self._all, self._run, strict=True):
-            leaf.index_copy_(0, self._rows, part.movedim(self._dim, 0)[: len(self._rows)])
+            leaf.index_copy_(0, self._rows, part[: len(self._rows)])
 
     def _load(self, rows: Tensor) -> None:
         """Put problems on places; a place that is left over holds one that does not run."""
@@ -146,7 +143,7 @@ class Pool:
         taken = torch.cat([rows, rows[:1].expand(left_over)])
 
         def select(leaf: Tensor) -> Tensor:
-            return leaf.index_select(0, taken.to(leaf.device)).movedim(0, self._dim).contiguous()
+            return leaf.index_select(0, taken.to(leaf.device))
 
         self._run = [select(leaf) for leaf in self._all]
         self._tensors = [select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)]
@@ -189,4 +186,4 @@ class _Program:
 @lru_cache(maxsize=32)
 def _compiled(program: _Program) -> CompiledStep:
     """The compiled step, kept for the next call with the same loss and solver."""
-    return compile(program.function, options=_OPTIONS)
+    return compile(program.function, donate_argnums=0, options=_OPTIONS)
