@@ -65,6 +65,8 @@ class Pool:
         if self._is_batch and (places < self.count or compiled):
             self.waiting = max(0, self.count - places)
             self._load(torch.arange(self.count - self.waiting, device=step.flat.device))
+        elif compiled:
+            self._run = [leaf.clone() for leaf in self._all]  # to be written over, each by itself
         self._advance = _on_leaves(step, self._layout)
         if self._is_batch:
             self._advance = vmap(self._advance, in_dims=(0, self._dims))
