@@ -94,7 +94,7 @@ def least_squares(
         tol: The largest cosine of a solution, see `levenberg_marquardt`; 1e-6 in float64 and 1e-4 in float32 unless
             given. Like the next three, a number or one for each problem.
         step_tol: Stop after a step with ‖Δx‖∞ ≤ ``step_tol`` · max(1, ‖x‖∞); 0 never does.
-        value_tol: Stop after a step with |Δf| ≤ ``value_tol`` · max(1, |f|); 0 never does.
+        value_tol: Stop after a step with ``|Δf|`` ≤ ``value_tol`` · max(1, ``|f|``); 0 never does.
         max_steps: How many evaluations a problem may take.
         damping: λ at the start, a number or one for each problem; 1 for starts that are far off.
         callback: As of `boxopt.minimize`.

@@ -60,7 +60,7 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
     accepted if the loss decreases; the ratio of that decrease to the one promised sets λ, one a problem.
     Where the promise is below the roundings of the loss, the projected gradient has to decrease instead.
 
-    **Optimality** is here the largest cosine |gⱼ|/√(2f·Hⱼⱼ) between the residuals and a column of their Jacobian, 0 for
+    **Optimality** is the largest cosine ``|gⱼ|/√(2f·Hⱼⱼ)`` between the residuals and a column of their Jacobian, 0 for
     what a bound holds. No change of units changes it, and its square is the share of the loss that coordinate j could
     still take away alone.
 

@@ -63,7 +63,7 @@ def minimize(
         tol: A point is a solution if ‖P(x − g) − x‖∞ ≤ ``tol``, P being the projection onto C; 1e-6 in float64 and
             1e-4 in float32 unless given. The four limits are numbers, or tensors with one for each problem.
         step_tol: Stop after a step with ‖Δx‖∞ ≤ ``step_tol`` · max(1, ‖x‖∞); 0 never does.
-        value_tol: Stop after a step with |Δf| ≤ ``value_tol`` · max(1, |f|); 0 never does.
+        value_tol: Stop after a step with ``|Δf|`` ≤ ``value_tol`` · max(1, ``|f|``); 0 never does.
         max_steps: How many evaluations a problem may take.
         callback: Called with a `boxopt.solve.result.Progress` whenever the host looks at the batch. If it returns True,
             that is the end, and what still runs has the status ``RUNNING``.

@@ -44,7 +44,7 @@ def multistart(
         starts: How many starts, the first included.
         sample: ``sample(key, params)``, a start from a key, two integers (see `boxopt.core.random`), and the first
             start of its problem; it runs under ``vmap``. By default a coordinate between two bounds is uniform, and any
-            other normal around the first start, with deviation max(1, |x|).
+            other normal around the first start, with deviation max(1, ``|x|``).
         seed: An integer or a key, from which all keys are made.
         args: As of `boxopt.minimize`. With a batch they are repeated for each start.
         batch_dims: As of `boxopt.minimize`.
