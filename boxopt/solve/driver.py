@@ -46,7 +46,7 @@ def drive(
     params = tree.map(torch.detach, params)
     batch = batch_of(params, batch_dims)
     refuse_ambiguous(solver, params, batch)
-    flat = Flat.of(params)._replace(shapes=tuple(leaf.shape[batch_dims:] for leaf in tree.leaves(params)))
+    flat = Flat.of(params, batch_dims)
     limits = _limits(flat, batch, tol, step_tol, value_tol, max_steps)
     setting, tensors = take_apart(Setting(solver, constraint_of(solver), checked(args, batch), limits))
     each = [is_each(tensor, batch) for tensor in tensors]

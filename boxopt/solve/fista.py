@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation
 from boxopt.core.types import P
 from boxopt.regularizers.base import Regularizer
@@ -24,6 +23,7 @@ from boxopt.solve.solver import (
     nonzero,
     zero_like,
 )
+from boxopt.wrap.select import select
 
 
 class Base(NamedTuple):
@@ -182,7 +182,7 @@ def _fista_advance(
     # last one was, with a larger L.
     reached = Base(new.params, new.gradient, loss)
     from_reached = accept | lost
-    base = _choose(at_base & known, here, _choose(from_reached, reached, base))
+    base = select(at_base & known, here, select(from_reached, reached, base))
     curvature = _next_curvature(state, new, curvature, accept, ~at_base & ~fits, is_first)
     stepped = flat.project(composite, base.params - base.gradient / curvature, 1 / curvature)
     extrapolated = flat.project(constraint, new.params + share * step)
@@ -192,10 +192,6 @@ def _fista_advance(
     nowhere = ~to_base & (base.params == new.params).all() & (trial == new.params).all()
     stalled = (new.accepted > 0) & (nowhere | (fits & ~falls & was_from_iterate))
     return FistaState(new, trial, loss, base, to_base, curvature, momentum, stalled)
-
-
-def _choose(condition: Tensor, one: Base, other: Base) -> Base:
-    return tree.map(lambda x, y: torch.where(condition, x, y), one, other)
 
 
 def _curvature(base: Base, end: Base) -> Tensor:

@@ -31,13 +31,13 @@ class Flat(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, params: Any) -> Flat:
-        """The layout of these parameters."""
+    def of(cls, params: Any, batch_dims: int = 0) -> Flat:
+        """The layout of these parameters, or of one problem's where their first dimensions count problems."""
         leaves, structure = tree.flatten(params)
         if any(sharded.is_sharded(leaf) for leaf in leaves):
             raise TypeError("a solver keeps the parameters as one vector, which a DTensor's parts are not")
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
-        shapes, dtypes = tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves)
+        shapes, dtypes = tuple(leaf.shape[batch_dims:] for leaf in leaves), tuple(leaf.dtype for leaf in leaves)
         return cls(tree.unflatten(structure, range(len(leaves))), shapes, dtypes, dtype, tree.device_of(params))
 
     def ravel(self, params: Any) -> Tensor:

@@ -133,11 +133,9 @@ def least_squares(
     tree.check_parameters(params)
     params, args = tree.map(torch.detach, params), tree.map(tree.as_value, tuple(args))
     batch = batch_of(params, batch_dims)
-    flat = Flat.of(params)._replace(shapes=tuple(leaf.shape[batch_dims:] for leaf in tree.leaves(params)))
+    flat = Flat.of(params, batch_dims)
     counts = loss.counts if isinstance(loss, Poisson) else None
     data = _Data(_each(counts, batch, 1), _each(f_scale, batch, 0), _each(weights, batch, 1))
-    if tol is None:
-        tol = 1e-6 if flat.dtype == torch.float64 else 1e-4
     args = checked(args, batch)
     result = drive(
         _Evaluation(residual, None if isinstance(loss, Poisson) else loss, jac),

@@ -14,7 +14,7 @@ from boxopt.core.transform import GradientTransformation, accepted
 from boxopt.solve.batching import put_together
 from boxopt.solve.flat import Flat
 from boxopt.solve.result import Status
-from boxopt.solve.solver import Iterate
+from boxopt.solve.solver import Iterate, max_norm
 from boxopt.solve.track import TrackedState, is_solver_state, tracked
 
 Evaluate = Callable[..., tuple[Any, dict[str, Any]]]
@@ -114,7 +114,7 @@ def _status(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
     """Whether the point reached is the last, and why."""
     new = state.iterate
     again = (new.accepted > old.accepted) & (old.accepted > 0)
-    step, size = _largest(new.params - old.params), _largest(new.params)
+    step, size = max_norm(new.params - old.params), max_norm(new.params)
     change, scale = (new.value - old.value).abs(), torch.maximum(new.value.abs(), old.value.abs())
     holds = (  # in the order of _REASONS, of which the first counts
         (new.optimality <= limits.tol) & (new.accepted > 0),
@@ -128,7 +128,3 @@ def _status(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
     for reason, held in zip(reversed(_REASONS), reversed(holds), strict=True):
         status = torch.where(held, torch.full_like(status, reason), status)
     return status
-
-
-def _largest(vector: Tensor) -> Tensor:
-    return vector.abs().amax() if vector.numel() else vector.sum()

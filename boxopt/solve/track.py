@@ -16,6 +16,7 @@ from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet
 from boxopt.solve.flat import Flat
 from boxopt.solve.solver import Iterate, finite, first_iterate, projected_gradient
+from boxopt.wrap.select import select
 
 
 class TrackedState(NamedTuple):
@@ -92,15 +93,11 @@ def _tracked_update(
     updates, inner = transformation.update(updates, state.inner, params, **given)
     return updates, TrackedState(
         inner,
-        _choose(fine, here, state.iterate),
-        _choose(better, here, state.best),
+        select(fine, here, state.iterate),
+        select(better, here, state.best),
         flat.ravel(apply_updates(params, updates)),
         ~fine,
     )
-
-
-def _choose(condition: Tensor, one: Iterate, other: Iterate) -> Iterate:
-    return tree.map(lambda x, y: torch.where(condition, x, y), one, other)
 
 
 def _is_feasible(constraint: ConstraintSet, params: Any, point: Tensor) -> Tensor:
