@@ -16,6 +16,7 @@ from torch import Tensor
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation
 from boxopt.solve.batching import is_each, key_of, refuse_ambiguous, shared, take_apart
+from boxopt.solve.columns import by_columns
 from boxopt.solve.flat import Flat
 from boxopt.solve.pool import Pool
 from boxopt.solve.result import Progress, Result, Status
@@ -53,12 +54,15 @@ def drive(
     rows = [
         flattened(tensor, batch) if own else shared(tensor, batch) for tensor, own in zip(tensors, each, strict=True)
     ]
+    dims: list[int | None] = [0 if own else None for own in each]
     step = Step(evaluate, key_of((flat, setting)), flat, setting)
     with torch.no_grad():
         count = math.prod(batch) if batch else None
+        if count:
+            step, rows, dims = by_columns(step, rows, dims)
         places = _places(1 if count is None else count, chunk_size, flat.device, compile)
         params = tree.map(lambda leaf: flattened(leaf, batch), params)
-        problems = Pool(step, params, rows, each, count, places, compile)
+        problems = Pool(step, params, rows, dims, count, places, compile)
         if sync_every is None:
             sync_every = 1 if flat.device.type == "cpu" else 8
         with _Reporter(problems, callback, progress) as reporter:
@@ -139,11 +143,11 @@ class _Reporter:
 
     def look(self) -> bool:
         """Whether to go on: a problem still runs, and the callback does not object."""
-        run = self._problems.run
-        running = int((run.status == RUNNING).sum())
+        running = int((self._problems.status == RUNNING).sum())
         unfinished, total = running + self._problems.waiting, self._problems.count
         stop = False
         if self._callback is not None and total:
+            run = self._problems.run
             stop = self._callback(Progress(run.steps.amax(), unfinished, total, run.state.iterate)) is True
         if self._bar is not None:
             self._bar.update(total - unfinished - self._bar.n)
