@@ -1,23 +1,79 @@
-"""Sphinx configuration."""
+"""Sphinx configuration. Pages are built without a network, and are read without one.
 
+GALLERY=1 runs all examples, for their pictures and what they print, rather than the quick ones alone.
+INTERSPHINX=1 links torch's and Python's names to their documentation, whose indices are fetched for that.
+"""
+
+import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import boxopt
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for the extensions that are files of ours
 
 project = "boxopt"
 author = "The boxopt developers"
 copyright = "2026, the boxopt developers"
 release = boxopt.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]
-html_theme = "furo"
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "mathml",
+    "reference",
+    "links",
+]
 default_role = "code"
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "boxopt"
+html_static_path = ["static"]
+html_css_files = ["boxopt.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
+autosummary_generate = False
+napoleon_use_ivar = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
-napoleon_use_ivar = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+if os.environ.get("INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+QUICK = "six_ways|three_ways"
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$" if os.environ.get("GALLERY") else rf"/({QUICK})\.py$",
+    "ignore_pattern": "/output/",
+    "run_stale_examples": bool(os.environ.get("GALLERY")),
+    "within_subsection_order": "ExampleTitleSortKey",
+    "image_scrapers": ("programs.pictures",),
+    "reset_argv": "programs.arguments",
+    "reset_modules": (),
+    "notebook_extensions": set(),  # the examples are programs with options
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "min_reported_time": 1,
+    "show_signature": False,
+    "inspect_global_variables": False,
+}
 
 
 def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

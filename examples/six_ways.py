@@ -1,4 +1,9 @@
-"""The path of two parameters in a box, under each of the six ways of keeping them there.
+"""Six ways to stay in a box
+=========================
+
+The path of two parameters in a box, under each of the six ways of keeping them there.
+
+::
 
     python examples/six_ways.py
 
