@@ -1,6 +1,7 @@
 """Sphinx configuration. Pages are built without a network, and are read without one.
 
-GALLERY=1 runs all examples, for their pictures and what they print, rather than the quick ones alone.
+GALLERY=1 runs all examples, for their pictures and what they print, which takes minutes; otherwise only one is run.
+What has run before and has not changed is kept.
 INTERSPHINX=1 links torch's and Python's names to their documentation, whose indices are fetched for that.
 """
 
@@ -13,7 +14,9 @@ from typing import Any
 import boxopt
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for the extensions that are files of ours
+sys.path.insert(0, str(HERE))  # for the modules beside this file
+
+import programs  # noqa: E402
 
 project = "boxopt"
 author = "The boxopt developers"
@@ -33,9 +36,11 @@ extensions = [
 default_role = "code"
 exclude_patterns = ["_build"]
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "boxopt"
 html_static_path = ["static"]
 html_css_files = ["boxopt.css"]
+html_favicon = "static/boxopt.svg"
 html_math_renderer = "mathml"
 html_copy_source = False
 autodoc_typehints = "none"
@@ -55,15 +60,13 @@ if os.environ.get("INTERSPHINX"):
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
 
-QUICK = "six_ways|three_ways"
-
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"\.py$" if os.environ.get("GALLERY") else rf"/({QUICK})\.py$",
+    "default_thumb_file": str(programs.blank(HERE / "_build" / "blank.png")),
+    "filename_pattern": r"\.py$" if os.environ.get("GALLERY") else r"/six_ways\.py$",
     "ignore_pattern": "/output/",
-    "run_stale_examples": bool(os.environ.get("GALLERY")),
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "programs.place",
     "image_scrapers": ("programs.pictures",),
     "reset_argv": "programs.arguments",
     "reset_modules": (),
@@ -86,7 +89,7 @@ def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
         flags=re.DOTALL | re.MULTILINE,
     )
     inline = re.sub(r"\$((?:[^$\n]|\n(?!\n))+)\$", lambda found: f":math:`{' '.join(found[1].split())}`", text)
-    lines[:] = inline.splitlines()
+    lines[:] = re.sub(r"(: \w)\.$", r"\1\\.", inline, flags=re.MULTILINE).splitlines()  # "x." alone would begin a list
 
 
 def setup(app: Any) -> None:

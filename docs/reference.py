@@ -75,11 +75,11 @@ def entry(path: str, thing: Any) -> str:
 
 
 def page(key: str, names: dict[str, Any]) -> str:
-    """A table of the names, then each file's introduction and names in the order of the source."""
+    """A table of the names, states left out, then each file's introduction and names in the order of the source."""
     parts = [f"{PAGES[key]}\n{'=' * len(PAGES[key])}\n"]
     if key != "look" and import_module(f"boxopt.{key}").__doc__:
         parts.append(f".. automodule:: boxopt.{key}\n   :no-index:\n")
-    table = "\n".join(f"   {path}" for path in sorted(names, key=str.lower))
+    table = "\n".join(f"   {path}" for path in sorted(names, key=str.lower) if not path.endswith("State"))
     parts.append(f".. currentmodule:: None\n\n.. autosummary::\n   :nosignatures:\n\n{table}\n")
     for module in sorted({thing.__module__ for thing in names.values()}):
         parts.append(f".. automodule:: {module}\n   :no-index:\n")

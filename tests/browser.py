@@ -69,8 +69,8 @@ class Browser:
     def goto(self, url):
         """Open a page, and wait until it is loaded, pictures and all."""
         self._events.clear()
-        self.send("Page.navigate", url=url)
-        while "Page.loadEventFired" not in self._events:
+        new = "loaderId" in self.send("Page.navigate", url=url)  # rather than another place of the same page
+        while new and "Page.loadEventFired" not in self._events:
             self._note(self._next())
 
     def evaluate(self, expression):
@@ -93,8 +93,9 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
     def prefer(self, scheme):
-        """Dark or light pages."""
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        """Dark or light pages, which stand still."""
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        self.send("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in features.items()])
 
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
