@@ -73,6 +73,13 @@ class Browser:
         while new and "Page.loadEventFired" not in self._events:
             self._note(self._next())
 
+    def follow(self, selector):
+        """Click on a link, and wait for where it leads."""
+        place = self.evaluate(f"document.querySelector({json.dumps(selector)}).href")
+        self._events.clear()
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+        self.wait_for(f"window.location.href == {json.dumps(place)} && document.readyState == 'complete'")
+
     def evaluate(self, expression):
         """The value of a JavaScript expression."""
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
