@@ -28,7 +28,7 @@ def arguments(configuration: dict[str, Any], variables: dict[str, Any]) -> list[
     """None; and what a program knows of itself, which the gallery does not tell: its file and its docstring."""
     source = Path(variables["src_file"])
     docstring = ast.get_docstring(ast.parse(source.read_text()))
-    variables["example_globals"].update(__file__=str(source), __doc__=docstring)
+    variables["example_globals"].update(__file__=source.name, __doc__=docstring)  # run where it lies
     return []
 
 

@@ -105,7 +105,7 @@ def write_pages(app: Any) -> None:
     contents = "\n".join(f"   {key}" for key in PAGES)
     write(
         folder / "index.rst",
-        "Reference\n=========\n\n"
+        "API reference\n=============\n\n"
         "Names are what one writes after ``import boxopt as bx``, with ``bx`` for ``boxopt``.\n\n"
         f".. toctree::\n   :maxdepth: 1\n\n{contents}\n",
     )
