@@ -67,13 +67,13 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$" if os.environ.get("GALLERY") else r"/six_ways\.py$",
     "ignore_pattern": "/output/",
     "within_subsection_order": "programs.place",
-    "image_scrapers": ("programs.pictures",),
-    "reset_argv": "programs.arguments",
+    "image_scrapers": ("programs.run",),
+    "reset_argv": "programs.as_module",
     "reset_modules": (),
     "notebook_extensions": set(),  # the examples are programs with options
     "download_all_examples": False,
     "write_computation_times": False,
-    "min_reported_time": 1,
+    "min_reported_time": 3600,
     "show_signature": False,
     "inspect_global_variables": False,
 }

@@ -1,8 +1,10 @@
-"""How the gallery runs the examples: as programs, which save their pictures."""
+"""How the gallery runs the examples: as programs, each in a process of its own, which print and save pictures."""
 
-import ast
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from PIL import Image
@@ -24,19 +26,21 @@ def blank(path: Path) -> Path:
     return path
 
 
-def arguments(configuration: dict[str, Any], variables: dict[str, Any]) -> list[str]:
-    """None; and what a program knows of itself, which the gallery does not tell: its file and its docstring."""
-    source = Path(variables["src_file"])
-    docstring = ast.get_docstring(ast.parse(source.read_text()))
-    variables["example_globals"].update(__file__=source.name, __doc__=docstring)  # run where it lies
+def as_module(configuration: dict[str, Any], variables: dict[str, Any]) -> list[str]:
+    """Where the gallery itself executes an example, it is imported, and nothing is done. There are no arguments."""
+    variables["example_globals"]["__name__"] = Path(variables["src_file"]).stem
     return []
 
 
-def pictures(block: tuple, variables: dict[str, Any], configuration: dict[str, Any]) -> str:
-    """What an example has saved: its figures belong to no window, where the gallery would look for them."""
+def run(block: tuple, variables: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """Run the example, and show what it has saved and printed."""
     source = Path(variables["src_file"])
+    done = subprocess.run([sys.executable, source], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{source.name}:\n{done.stderr}")
     saved = sorted((source.parent / "output").glob(f"{source.stem}*.png"))
     places = [next(variables["image_path_iterator"]) for _ in saved]
     for picture, place in zip(saved, places, strict=True):
-        shutil.move(picture, place)  # so that the example's next block does not show it again
-    return figure_rst(places, configuration["src_dir"])
+        shutil.copy(picture, place)
+    printed = done.stdout.replace(f"{source.parent.parent.resolve()}/", "")
+    return f"{figure_rst(places, configuration['src_dir'])}\n.. code-block:: none\n\n{indent(printed, '   ')}\n"
