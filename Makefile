@@ -24,6 +24,10 @@ setup: .venv/main .venv/check
 	$(INSTALL) --editable '.[bench]'
 	@touch $@
 
+.venv/interop: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[interop]'
+	@touch $@
+
 .venv/docs: pyproject.toml constraints.txt | .venv/main
 	$(INSTALL) --editable '.[docs]'
 	@touch $@
@@ -64,7 +68,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build || (rm -rf docs/_build; false)
 
 # The site as it is published: every example is run for its picture and its figures, which takes minutes.
-gallery: .venv/docs
+gallery: .venv/docs .venv/interop
 	rm -rf docs/gallery
 	$(MAKE) docs GALLERY=1
 
