@@ -10,8 +10,8 @@ The path of two parameters in a box, under each of the six ways of keeping them 
 A valley that slopes out of the box: the least value inside is on the upper wall. Each way is a chain around the same
 optimizer, gradient descent with momentum, from the same start; `bx.record` writes the path and `bx.plot` draws it. The
 three in step space (below) are exact in what they promise: on the wall, near it from outside as far as the weight says,
-near it from inside as far as mu says. Those in gradient space (above) depend on the step size: with momentum the path of
-`tangent` leaves the box for a while, since nothing projects it back.
+near it from inside as far as mu says. Those in gradient space (above) depend on the step size: with momentum the path
+of `tangent` leaves the box for a while, since nothing projects it back.
 """
 
 from __future__ import annotations
