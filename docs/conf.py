@@ -34,6 +34,7 @@ extensions = [
     "links",
 ]
 default_role = "code"
+highlight_language = "none"  # a block that does not name its language is a command
 exclude_patterns = ["_build"]
 html_theme = "furo"
 pygments_dark_style = "monokai"
