@@ -1,12 +1,17 @@
-"""The path of two parameters in a box, under each of the six ways of keeping them there.
+"""Six ways to stay in a box
+=========================
+
+The path of two parameters in a box, under each of the six ways of keeping them there.
+
+::
 
     python examples/six_ways.py
 
 A valley that slopes out of the box: the least value inside is on the upper wall. Each way is a chain around the same
 optimizer, gradient descent with momentum, from the same start; `bx.record` writes the path and `bx.plot` draws it. The
-three in step space (right) are exact in what they promise: on the wall, near it from outside as far as the weight says,
-near it from inside as far as mu says. Those in gradient space (left) depend on the step size: with momentum the path of
-`tangent` leaves the box for a while, since nothing projects it back.
+three in step space (below) are exact in what they promise: on the wall, near it from outside as far as the weight says,
+near it from inside as far as mu says. Those in gradient space (above) depend on the step size: with momentum the path
+of `tangent` leaves the box for a while, since nothing projects it back.
 """
 
 from __future__ import annotations
@@ -68,14 +73,14 @@ def descend(name: str, way: bx.GradientTransformation, steps: int) -> Run:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Six panels."""
-    figure = Figure(figsize=(10, 11.5), layout="constrained")
-    for ax, run in zip(figure.subplots(3, 2).ravel(), runs, strict=True):
+    figure = Figure(figsize=(12, 6.8), layout="constrained")
+    for ax, run in zip(figure.subplots(2, 3).ravel(order="F"), runs, strict=True):
         bx.plot.trajectory(run.written, BOX, loss, ax=ax)
         ax.set(xlim=(-1.25, 1.25), ylim=(-0.15, 1.85))
         ax.plot(*SOLUTION, "x", color="black", markersize=9, markeredgewidth=2, zorder=5)
         largest, last = run.written["violation"].max(), bx.violation(BOX, run.end)
         ax.set_title(f"{run.name}\noutside by {largest:.2g} at most, {last:.2g} at the end", fontsize="medium")
-    figure.suptitle("Six ways to stay in a box: gradient space on the left, step space on the right")
+    figure.suptitle("Six ways to stay in a box: gradient space above, step space below")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
