@@ -13,7 +13,7 @@ from boxopt.core.transform import GradientTransformation, bind, lets_through, wh
 from boxopt.core.types import P
 from boxopt.core.values import zero_count
 from boxopt.diagnostics import optimality
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.sets.box import Box
 
 Measure = Callable[[Any, Any, Any], Tensor]
@@ -90,6 +90,8 @@ def record(
     """
     if length < 2 or length % 2:
         raise ValueError(f"the length of a record is an even number, 2 at least, got {length}")
+    if constraint is not None:
+        expect_set(constraint)
     options = {"constraint": constraint, "params_too": params, "measures": dict(measures or {})}
     return GradientTransformation(bind(_record_init, length=length, **options), bind(_record_update, **options))
 

@@ -81,6 +81,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         fused: bool = False,
         **hyperparameters: Any,
     ) -> None:
+        if within is not None and not hasattr(within, "project"):
+            raise TypeError(f"within is a constraint set, such as bx.Box(0.0, 1.0), got {type(within).__name__}")
         self._transformation = transformation
         self._within = within
         self._fused = fused

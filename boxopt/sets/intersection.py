@@ -68,6 +68,9 @@ class Intersection(ConstraintSet):
         self.sweeps = sweeps
         self.separable = all(member.separable for member in sets)
 
+    def __repr__(self) -> str:
+        return f"Intersection({', '.join(map(repr, self.sets))})"
+
     def check(self, params: Any) -> None:
         for member in self.sets:
             member.check(params)
@@ -174,6 +177,9 @@ class ByPath(ConstraintSet):
             if not isinstance(member, ConstraintSet):
                 raise TypeError(f"ByPath maps patterns to sets, got {type(member).__name__} for {pattern!r}")
         self.sets = dict(sets)
+
+    def __repr__(self) -> str:
+        return f"ByPath({self.sets!r})"
 
     @property
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

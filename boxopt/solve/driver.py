@@ -18,7 +18,7 @@ from boxopt.core.transform import GradientTransformation
 from boxopt.solve.batching import is_each, key_of, refuse_ambiguous, shared, take_apart
 from boxopt.solve.flat import Flat
 from boxopt.solve.pool import Pool
-from boxopt.solve.result import Progress, Result, Status
+from boxopt.solve.result import Progress, Result, is_converged
 from boxopt.solve.solver import Iterate
 from boxopt.solve.step import RUNNING, Evaluate, Limits, Run, Setting, Step
 from boxopt.solve.track import constraint_of
@@ -42,6 +42,10 @@ def drive(
     chunk_size: int | None = None,
 ) -> Result:
     """Run a solver until each problem has stopped: `boxopt.minimize` with an `Evaluate` in the place of the loss."""
+    if not isinstance(solver, GradientTransformation):
+        raise TypeError(
+            f"expected a solver, such as bx.lbfgsb(bx.Box(0.0, 1.0)), got {type(solver).__name__} {solver!r:.60}"
+        )
     tree.check_parameters(params)
     params = tree.map(torch.detach, params)
     batch = batch_of(params, batch_dims)
@@ -177,7 +181,7 @@ def best_of(run: Run) -> Iterate:
     """The point that met a tolerance; where none did, that of the least loss, of those in the set if any was."""
     iterate = run.state.iterate
     best = getattr(run.state, "best", iterate)
-    met = (run.status >= int(Status.GRADIENT)) & (run.status <= int(Status.VALUE))
+    met = is_converged(run.status)
     last = met | ~best.value.isfinite()
 
     def choose(one: Tensor, other: Tensor) -> Tensor:
