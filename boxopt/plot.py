@@ -101,15 +101,16 @@ def active_set(written: Tensor | Written, box: Box | None = None, *, ax: Axes | 
     """Which coordinate was at which bound, step by step: a heat map.
 
     Args:
-        written: A record with ``params``, or sides ``[steps, coordinates]`` as `boxopt.active` returns them.
-        box: The box, where a record is given, on its flat parameters.
+        written: A record with ``sides``, or with ``params`` and the box; or sides ``[steps, coordinates]`` as
+            `boxopt.active` returns them.
+        box: The box of a record that has ``params`` alone, on its flat parameters.
         ax: Where to draw; a new figure unless given.
 
     Returns:
         The axes: steps to the right, coordinates downwards, blue at the lower bound, orange at the upper.
 
     Raises:
-        ValueError: A record is given without a box.
+        ValueError: A record has no ``sides``, and ``params`` and a box are not given.
 
     Example:
         >>> import torch, boxopt as bx, boxopt.plot
@@ -118,9 +119,11 @@ def active_set(written: Tensor | Written, box: Box | None = None, *, ax: Axes | 
         'step'
     """
     if isinstance(written, Mapping):
-        if box is None:
-            raise ValueError("active_set needs the box, to say which coordinate of a record is at which bound")
-        sides = torch.stack([box.active(point) for point in written["params"]])
+        sides = written.get("sides")
+        if sides is None:
+            if box is None or "params" not in written:
+                raise ValueError("active_set needs a record with sides, record(box, sides=True), or params and the box")
+            sides = torch.stack([box.active(point) for point in written["params"]])
         steps = _numbers(written["step"])
     else:
         sides, steps = written, np.arange(len(written))

@@ -695,6 +695,7 @@ OTHERS = {
     "RecordState": "a state",
     "history": "test_recording.py",
     "scalars": "test_recording.py",
+    "progress": "test_recording.py",
     "ScaleByAdaDeltaState": "a state",
     "ScaleByAdamState": "a state",
     "ScaleByAdanState": "a state",

@@ -44,6 +44,8 @@ def test_the_active_set_is_that_of_the_parameters(written):
     expected = torch.stack([bx.active(BOX, x) for x in written["params"]]).T
     np.testing.assert_array_equal(ax.images[0].get_array(), expected.numpy())
     assert expected.any()
+    sides = {"step": written["step"], "sides": expected.T.float()}
+    np.testing.assert_array_equal(plot.active_set(sides).images[0].get_array(), expected.numpy())
 
 
 def test_convergence_draws_what_is_positive(written):
@@ -65,7 +67,7 @@ def test_weights_and_ensembles():
 def test_what_cannot_be_drawn(written):
     with pytest.raises(ValueError, match=r"expected points \[steps, 2\], got \[4, 3\]"):
         plot.trajectory(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="needs the box"):
+    with pytest.raises(ValueError, match="needs a record with sides"):
         plot.active_set(written)
     with pytest.raises(ValueError, match=r"\[members, steps\], got \[4\]"):
         plot.ensemble(torch.zeros(4))

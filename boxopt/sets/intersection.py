@@ -252,6 +252,14 @@ class ByPath(ConstraintSet):
     def tangent(self, x: Any, gradients: P) -> P:
         return self._with_free(lambda member, group, g: member.tangent(group, g), x, gradients)
 
+    def active(self, x: P, tolerance: float | Tensor = 0.0) -> P:
+        """−1 at a lower bound, 1 at an upper, 0 between them and in leaves that are in no box; int8."""
+
+        def sides(member: Any, group: Any, zeros: Any) -> Any:
+            return member.active(group, tolerance) if hasattr(member, "active") else zeros
+
+        return self._with_free(sides, x, tree.map(lambda leaf: torch.zeros_like(leaf, dtype=torch.int8), x))
+
     def linear_minimizer(self, gradients: P) -> P:
         """That of each set; infinite in leaves that are free, where a linear function has no least value."""
         nowhere = tree.map(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.bar import progress_bar
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation
 from boxopt.solve.batching import is_each, key_of, refuse_ambiguous, shared, take_apart
@@ -132,7 +133,7 @@ class _Reporter:
     def __init__(self, problems: Pool, callback: Callable[[Progress], Any] | None, progress: bool) -> None:
         self._problems = problems
         self._callback = callback
-        self._bar = _progress_bar(problems.count) if progress else None
+        self._bar = progress_bar(total=problems.count, unit="problem") if progress else None
 
     def __enter__(self) -> _Reporter:
         return self
@@ -154,14 +155,6 @@ class _Reporter:
         if unfinished and not stop:
             self._problems.turn_over(running)
         return unfinished > 0 and not stop
-
-
-def _progress_bar(total: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs the package tqdm: pip install tqdm") from error
-    return tqdm(total=total, unit="problem")
 
 
 def _result(run: Run, flat: Flat, batch: tuple[int, ...]) -> Result:
