@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -201,6 +202,18 @@ def test_a_set_is_neither_a_solver_nor_a_transformation():
         bx.chain(bx.adam, bx.project(box))
     with pytest.raises(TypeError, match=r"within is a constraint set, .*, got dict"):
         bx.TorchOptimizer([torch.nn.Parameter(torch.zeros(2))], bx.adam, lr=0.1, within={"*": box})
+
+
+def test_parameters_that_are_numbers_or_arrays():
+    for params, kind in (({"a": 1.0}, "float"), (np.ones(2), "ndarray")):
+        with pytest.raises(TypeError, match=f"got {kind}.*; torch.as_tensor makes one"):
+            bx.adam(0.1).init(params)
+
+
+def test_a_torch_optimizer_of_torchs_optimizer():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(TypeError, match=r"the function makes a transformation, as bx.adam does; got SGD"):
+        bx.TorchOptimizer([weight], lambda lr: torch.optim.SGD([weight], lr), lr=0.1)
 
 
 def test_bounds_of_some_leaves_or_as_a_list():

@@ -341,8 +341,9 @@ def check_parameters(params: PyTree) -> None:
         return
     for path, leaf in zip(paths(params), leaves(params), strict=True):
         if not isinstance(leaf, torch.Tensor):
+            hint = "; torch.as_tensor makes one" if isinstance(leaf, float | int | np.ndarray) else ""
             raise LeafTypeError(
-                f"{name(path)}: parameters are floating-point tensors, got {type(leaf).__name__} {leaf!r:.60}"
+                f"{name(path)}: parameters are floating-point tensors, got {type(leaf).__name__} {leaf!r:.60}{hint}"
             )
         if not leaf.is_floating_point():
             raise LeafTypeError(
