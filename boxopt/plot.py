@@ -228,6 +228,8 @@ def ensemble(
 ) -> Axes:
     """A line for each member of an ensemble, colored by its hyperparameter, and their median.
 
+    The median is left out where members have made different numbers of steps.
+
     Args:
         written: The record of an ensemble, or numbers ``[members, steps]``.
         by: A hyperparameter of each member, ``[members]``; one color for all unless given.
@@ -250,14 +252,18 @@ def ensemble(
     """
     if isinstance(written, Mapping):
         numbers, steps = _numbers(written[name]), _numbers(written["step"])
-        steps = steps[0] if steps.ndim == 2 else steps
     else:
         numbers = _numbers(written)
         steps = np.arange(numbers.shape[-1])
     if numbers.ndim != 2:
         raise ValueError(f"an ensemble is drawn of numbers [members, steps], got {list(numbers.shape)}")
     ax = _axes(ax)
-    lines = LineCollection([np.column_stack([steps, row]) for row in numbers], linewidths=0.9, alpha=0.75)
+    steps = np.broadcast_to(steps, numbers.shape)
+    segments = [
+        np.column_stack([own, row])[own >= 0]
+        for own, row in zip(steps, numbers, strict=True)  # -1: not written
+    ]
+    lines = LineCollection(segments, linewidths=0.9, alpha=0.75)
     if by is None:
         lines.set_color("#88aacc")
     else:
@@ -267,10 +273,11 @@ def ensemble(
         figure = ax.get_figure()
         assert figure is not None
         figure.colorbar(lines, ax=ax, label=label or "")
-    ax.plot(steps, np.median(numbers, axis=0), color="black", linewidth=1.6, linestyle="--", label="median")
+    if (steps == steps[:1]).all():
+        ax.plot(steps[0], np.median(numbers, axis=0), color="black", linewidth=1.6, linestyle="--", label="median")
+        ax.legend(edgecolor="none")
     ax.autoscale_view()
     ax.set(xlabel="step", ylabel=name if isinstance(written, Mapping) else "")
-    ax.legend(edgecolor="none")
     return ax
 
 

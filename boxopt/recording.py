@@ -111,7 +111,8 @@ def history(state: Any) -> dict[str, Tensor]:
 
     Returns:
         A dict of ``step``, ``[written]``, the number of updates made before it, and of each measurement,
-        ``[written, ...]``. In an ensemble the batch dimensions come first.
+        ``[written, ...]``. In an ensemble the batch dimensions come first, and where a member has made fewer updates
+        than others the rest of its steps is −1, and of its measurements NaN.
 
     Raises:
         ValueError: The state contains no record, or several.
@@ -123,15 +124,16 @@ def history(state: Any) -> dict[str, Tensor]:
         >>> bx.history(state)["optimality"]
         tensor([0.5000])
     """
-    found = [node for node in tree.leaves_of(state, _is_record) if _is_record(node)]
-    if len(found) != 1:
-        raise ValueError(f"expected a state with one record in it, got {len(found) or 'none'}")
-    (written,) = found
-    filled = int(written.filled.max())
-    batch = written.filled.ndim
-    return {
-        name: values.narrow(batch, 0, filled)
-        for name, values in {"step": written.steps, **written.measurements}.items()
+    written = _record_in(state)
+    longest, batch = int(written.filled.max()), written.filled.ndim
+    empty = torch.arange(longest, device=written.filled.device) >= written.filled[..., None]
+
+    def cut(values: Tensor, nothing: float) -> Tensor:
+        values = values.narrow(batch, 0, longest)
+        return torch.where(empty.reshape(empty.shape + (1,) * (values.ndim - empty.ndim)), nothing, values)
+
+    return {"step": cut(written.steps, -1)} | {
+        name: cut(values, torch.nan) for name, values in written.measurements.items()
     }
 
 
@@ -147,13 +149,23 @@ def scalars(state: Any) -> dict[str, float]:
         >>> bx.scalars(state)
         {'value': 2.0, 'optimality': 0.25, 'violation': 0.0, 'active': 0.5}
     """
-    written = history(state)
-    if written["step"].shape[-1] == 0:
+    written = _record_in(state)
+    begun, last = written.filled > 0, (written.filled - 1).clamp_min(0)[..., None]
+    if not bool(begun.any()):
         return {}
-    last = {
-        name: values[..., -1].double().mean() for name, values in written.items() if values.ndim == written["step"].ndim
+    return {
+        name: float(values.gather(-1, last)[..., 0][begun].double().mean())
+        for name, values in written.measurements.items()
+        if values.ndim == last.ndim
     }
-    return {name: float(value) for name, value in last.items() if name != "step"}
+
+
+def _record_in(state: Any) -> RecordState:
+    """The only record in a state."""
+    found = [node for node in tree.leaves_of(state, _is_record) if _is_record(node)]
+    if len(found) != 1:
+        raise ValueError(f"expected a state with one record in it, got {len(found) or 'none'}")
+    return found[0]
 
 
 def _is_record(node: Any) -> bool:

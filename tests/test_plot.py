@@ -72,6 +72,14 @@ def test_weights_and_ensembles():
     ax = plot.ensemble(torch.rand(5, 7), torch.logspace(-3, -1, 5), log=True, label="rate", ax=figure.add_subplot())
     assert len(ax.collections[0].get_segments()) == 5
     assert figure.axes[1].get_ylabel() == "rate"
+    assert len(ax.lines) == 1  # the median
+    uneven = {
+        "step": torch.tensor([[0, 1, 2], [0, 1, -1]]),
+        "value": torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.5, torch.nan]]),
+    }
+    ax = plot.ensemble(uneven)
+    assert [len(segment) for segment in ax.collections[0].get_segments()] == [3, 2]
+    assert not ax.lines
 
 
 def test_what_cannot_be_drawn(written):

@@ -81,6 +81,31 @@ def test_an_ensemble_has_its_records_side_by_side():
     assert bx.scalars(state)["value"] == pytest.approx(float(written["value"][:, -1].mean()))
 
 
+def quartic(x, scale):
+    return (scale * (x - TARGET) ** 4).sum()
+
+
+def test_problems_that_stop_early_have_shorter_records():
+    """Each as if it were alone, also where one has dropped every second measurement and another has not."""
+    scales, start = torch.tensor([0.5, 3.0]), torch.full((2, 3), 0.5)
+    solver = bx.chain(bx.record(BOX, 8), bx.sgd(0.001), bx.project(BOX))
+    together = bx.minimize(quartic, start, solver, args=(scales,), batch_dims=1, max_steps=torch.tensor([10, 7]))
+    alone = [
+        bx.minimize(lambda x, s=scale: quartic(x, s), start[0], solver, max_steps=steps)
+        for scale, steps in zip(scales, (10, 7), strict=True)
+    ]
+    lengths = [int(result.state.inner[0].filled) for result in alone]
+    assert lengths == [5, 7]
+    written = bx.history(together.state)
+    for member, result in enumerate(alone):
+        for name, values in bx.history(result.state).items():
+            torch.testing.assert_close(written[name][member, : lengths[member]], values)
+            rest = written[name][member, lengths[member] :]
+            assert (rest == -1).all() if name == "step" else rest.isnan().all()
+    last = [bx.scalars(result.state) for result in alone]
+    assert bx.scalars(together.state)["value"] == pytest.approx(sum(each["value"] for each in last) / 2)
+
+
 def test_boxes_by_path_have_sides():
     """A coordinate counts as in its own box; what is in no box is at no bound."""
     allowed = bx.sets.ByPath({"a": BOX, "b": bx.sets.Simplex()})
