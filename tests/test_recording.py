@@ -81,6 +81,17 @@ def test_an_ensemble_has_its_records_side_by_side():
     assert bx.scalars(state)["value"] == pytest.approx(float(written["value"][:, -1].mean()))
 
 
+def test_before_a_solver_it_has_its_evaluations():
+    seen = []
+    start = torch.tensor([0.5, 0.9, 0.1])
+    result = bx.minimize(loss, start, bx.chain(bx.record(BOX), bx.lbfgsb(BOX)))
+    same = bx.minimize(loss, start, bx.lbfgsb(BOX), callback=lambda progress: seen.append(progress.iterate.value))
+    assert torch.equal(result.params, same.params)
+    written = bx.history(result.state)["value"]
+    assert len(written) == result.steps == same.steps
+    assert seen[1] == written[0]
+
+
 def quartic(x, scale):
     return (scale * (x - TARGET) ** 4).sum()
 
