@@ -151,10 +151,18 @@ class _Reporter:
         if self._callback is not None and total:
             stop = self._callback(Progress(run.steps.amax(), unfinished, total, run.state.iterate)) is True
         if self._bar is not None:
+            if total == 1:
+                self._show_numbers(self._problems.run)
             self._bar.update(total - unfinished - self._bar.n)
         if unfinished and not stop:
             self._problems.turn_over(running)
         return unfinished > 0 and not stop
+
+    def _show_numbers(self, run: Run) -> None:
+        """Of a single problem, whose bar stays empty until it has stopped."""
+        reached = run.state.iterate
+        numbers = {"evaluations": run.steps, "value": reached.value, "optimality": reached.optimality}
+        self._bar.set_postfix({name: float(number.amax()) for name, number in numbers.items()}, refresh=False)
 
 
 def _result(run: Run, flat: Flat, batch: tuple[int, ...]) -> Result:
