@@ -152,17 +152,18 @@ class _Reporter:
             stop = self._callback(Progress(run.steps.amax(), unfinished, total, run.state.iterate)) is True
         if self._bar is not None:
             if total == 1:
-                self._show_numbers(self._problems.run)
+                self._bar.set_postfix(_numbers(self._problems.run), refresh=False)
             self._bar.update(total - unfinished - self._bar.n)
         if unfinished and not stop:
             self._problems.turn_over(running)
         return unfinished > 0 and not stop
 
-    def _show_numbers(self, run: Run) -> None:
-        """Of a single problem, whose bar stays empty until it has stopped."""
-        reached = run.state.iterate
-        numbers = {"evaluations": run.steps, "value": reached.value, "optimality": reached.optimality}
-        self._bar.set_postfix({name: float(number.amax()) for name, number in numbers.items()}, refresh=False)
+
+def _numbers(run: Run) -> dict[str, float]:
+    """Those of a single problem, whose bar stays empty until it has stopped."""
+    reached = run.state.iterate
+    numbers = {"evaluations": run.steps, "value": reached.value, "optimality": reached.optimality}
+    return {name: float(number.amax()) for name, number in numbers.items()}
 
 
 def _result(run: Run, flat: Flat, batch: tuple[int, ...]) -> Result:
