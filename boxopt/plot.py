@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from boxopt.core import tree
 from boxopt.sets.box import Box
@@ -53,7 +54,7 @@ def trajectory(
     Args:
         points: The points in their order, ``[steps, 2]``, or a record with ``params``; those not finite are left out.
         box: The box whose walls to draw, on parameters of shape ``[2]``.
-        objective: The loss, from a tensor of shape ``[2]`` to a scalar, for contours.
+        objective: The loss, from a tensor of shape ``[2]`` to a scalar, for contours; it runs under ``vmap``.
         ax: Where to draw; a new figure unless given.
         label: The path's name in a legend.
         color: The path's color.
@@ -304,7 +305,7 @@ def _draw_contours(
     far = 0.5 * (greatest - least)
     columns, rows = (np.linspace(least[i] - far[i], greatest[i] + far[i], 120) for i in range(2))
     grid = torch.as_tensor(np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2))
-    heights = _numbers(torch.stack([objective(point.to(dtype)) for point in grid])).reshape(120, 120)
+    heights = _numbers(vmap(objective)(grid.to(dtype))).reshape(120, 120)
     within = heights[30:90, 30:90]
     within = within[np.isfinite(within)]
     if within.size and within.min() < within.max():
