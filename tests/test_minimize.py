@@ -440,6 +440,13 @@ def test_progress(capsys):
     assert "12/12" in capsys.readouterr().err
 
 
+def test_progress_of_one_problem_shows_its_numbers(capsys):
+    result = bx.minimize(lambda x: ((x - 2) ** 2).sum() + 1, torch.ones(2), descent(), progress=True)
+    shown = capsys.readouterr().err
+    assert f"evaluations={int(result.steps)}" in shown
+    assert "value=1," in shown
+
+
 def test_progress_without_tqdm(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.solve.flat import Flat
 
 
@@ -110,6 +110,7 @@ def make_solver(
         within: As `Within`, for a method that can take the problems of a batch side by side.
         **options: Further keyword arguments of these functions.
     """
+    expect_set(constraint)
     update = second_order_update if takes_value_fn else solver_update
     return GradientTransformation(
         bind(solver_init, constraint=constraint, start=start, options=options),
