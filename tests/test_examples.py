@@ -244,3 +244,21 @@ def test_the_derivative_of_a_quantized_weight_with_respect_to_its_range():
     places = torch.tensor([-2.25, 0.25, 1.0])  # of the three within reach, which are rounded to -2, 0 and 1
     inside = (torch.tensor([-2.0, 0.0, 1.0]) - places) / 3
     torch.testing.assert_close(slopes, torch.cat([torch.tensor([-1.0]), inside, torch.tensor([1.0])]))
+
+
+def test_nmf_digits(tmp_path):
+    from scipy.optimize import lsq_linear
+
+    module = load("nmf_digits")
+    fits, peers = module.main(["--images", "300", "--steps", "300", "--starts", "2", "--output", str(tmp_path)])
+    assert (tmp_path / "nmf_digits.png").stat().st_size > 20_000
+    assert fits["free"].error == pytest.approx(peers["free: singular values"], rel=1e-3)
+    assert fits["nonnegative"].error < peers["nonnegative: scikit-learn, mu"]
+    assert fits["nonnegative"].error < 1.03 * peers["nonnegative: scikit-learn, cd"]
+    for kind, fit in fits.items():
+        assert bx.violation(bx.Box(*module.KINDS[kind]), fit.factors) == 0
+    # given the parts, the codes in [0, 1] are SciPy's bounded least squares
+    codes, parts = (x.double() for x in fits["in [0, 1]"].factors.values())
+    pixels = module.load_digits().data[:40] / 16
+    best = sum(lsq_linear(parts.T.numpy(), image, (0, 1)).cost for image in pixels)
+    assert float(((codes[:40] @ parts - torch.tensor(pixels)) ** 2).sum() / 2) == pytest.approx(best, rel=5e-3)
