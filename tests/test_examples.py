@@ -262,3 +262,21 @@ def test_nmf_digits(tmp_path):
     pixels = module.load_digits().data[:40] / 16
     best = sum(lsq_linear(parts.T.numpy(), image, (0, 1)).cost for image in pixels)
     assert float(((codes[:40] @ parts - torch.tensor(pixels)) ** 2).sum() / 2) == pytest.approx(best, rel=5e-3)
+
+
+def test_portfolio_frontier(tmp_path):
+    module = load("portfolio_frontier")
+    outcome = module.main(["--points", "13", "--draws", "5", "--output", str(tmp_path)])
+    assert (tmp_path / "portfolio_frontier.png").stat().st_size > 20_000
+    for rule, frontier in outcome.found.items():
+        cap, _ = module.RULES[rule]
+        torch.testing.assert_close(frontier.values[outcome.part], outcome.peers[rule].values, rtol=0, atol=1e-7)
+        torch.testing.assert_close(frontier.weights[outcome.part], outcome.peers[rule].weights, rtol=0, atol=1e-4)
+        assert -1e-15 <= frontier.weights.min() <= frontier.weights.max() <= cap + 1e-15
+        torch.testing.assert_close(frontier.weights.sum(-1), torch.ones(13, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert outcome.wrong.max() > 0.255
+    assert (outcome.wrong - outcome.peers["at most 25 % each"].weights).abs().max() > 0.05
+    risk, gain = outcome.draws
+    assert risk.shape == gain.shape == (5, 13)
+    assert (risk.diff() <= 1e-9).all()  # who minds risk more takes less of it, and earns less
+    assert (gain.diff() <= 1e-9).all()
