@@ -280,3 +280,23 @@ def test_portfolio_frontier(tmp_path):
     assert risk.shape == gain.shape == (5, 13)
     assert (risk.diff() <= 1e-9).all()  # who minds risk more takes less of it, and earns less
     assert (gain.diff() <= 1e-9).all()
+
+
+def test_epidemic(tmp_path):
+    module = load("epidemic")
+    outcome = module.main(["--max-steps", "30", "--output", str(tmp_path)])
+    assert (tmp_path / "epidemic.png").stat().st_size > 20_000
+    count = len(module.KNOWN)
+    bounded = {name: leaf[count:] for name, leaf in outcome.fit.params.items()}
+    for name, (low, high) in module.RANGES.items():
+        assert low <= bounded[name].min() <= bounded[name].max() <= high
+    torch.testing.assert_close(outcome.fit.value[count:], outcome.theirs, rtol=2e-3, atol=1e-3)
+    exact = [
+        torch.tensor(module.solve_exactly(*fit)) for fit in zip(*(x.tolist() for x in bounded.values()), strict=True)
+    ]
+    torch.testing.assert_close(outcome.forecasts[count:], torch.stack(exact), rtol=0, atol=0.1)
+    free = outcome.fit.params["recovery"][:count]
+    assert free[1] < -0.3  # five days
+    assert outcome.forecasts[1, 6] > module.BOYS
+    torch.testing.assert_close(free[2:], bounded["recovery"][2:], rtol=1e-5, atol=0)
+    assert (outcome.fit.active["recovery"][count:] == torch.tensor([-1, -1, *[0] * (count - 2)])).all()
