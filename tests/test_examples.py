@@ -300,3 +300,29 @@ def test_epidemic(tmp_path):
     assert outcome.forecasts[1, 6] > module.BOYS
     torch.testing.assert_close(free[2:], bounded["recovery"][2:], rtol=1e-5, atol=0)
     assert (outcome.fit.active["recovery"][count:] == torch.tensor([-1, -1, *[0] * (count - 2)])).all()
+
+
+def test_wasserstein_critic(tmp_path):
+    import ot
+
+    module = load("wasserstein_critic")
+    found, exact = module.main(["--images", "60", "--steps", "50", "--output", str(tmp_path)])
+    assert (tmp_path / "wasserstein_critic.png").stat().st_size > 20_000
+    first, second = (x.double().numpy() for x in module.load(60))
+    theirs = [ot.emd2([], [], ot.dist(a, b, metric="euclidean")) for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(exact.double(), torch.tensor(theirs, dtype=torch.float64), rtol=1e-5, atol=0)
+    shares = {name: critics.values[:, -1] / exact for name, critics in found.items()}
+    assert shares["weights in ±0.01"].max() < 0.01
+    assert shares["weights in ±0.3"].min() > 10
+    for kind in ("ReLU", "sorting"):
+        critics = found[f"spectral ball, {kind}"]
+        assert (critics.values <= exact[:, None]).all()  # at every step
+        assert shares[f"spectral ball, {kind}"].min() > 0.6
+        assert bx.violation(module.SPECTRAL, critics.weights) == 0
+        assert module.slopes(critics, torch.tensor(first, dtype=torch.float32)).norm(dim=-1).max() <= 1 + 1e-5
+    assert (shares["spectral ball, sorting"] > shares["spectral ball, ReLU"]).all()
+    for clamp in module.CLAMPS:
+        critics = found[f"weights in ±{clamp:g}"]
+        assert (
+            shares["spectral ball, ReLU"] > critics.values[:, -1] / exact / module.slope_bound(critics.weights)
+        ).all()
