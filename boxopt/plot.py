@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from boxopt.core import tree
 from boxopt.sets.box import Box
@@ -52,7 +53,7 @@ def trajectory(
     Args:
         points: The points in their order, ``[steps, 2]``, or a record with ``params``; those not finite are left out.
         box: The box whose walls to draw, on parameters of shape ``[2]``.
-        objective: The loss, from a tensor of shape ``[2]`` to a scalar, for contours.
+        objective: The loss, from a tensor of shape ``[2]`` to a scalar, for contours; it runs under ``vmap``.
         ax: Where to draw; a new figure unless given.
         label: The path's name in a legend.
         color: The path's color.
@@ -87,7 +88,7 @@ def trajectory(
         columns, rows = (np.linspace(least[i], greatest[i], 120) for i in range(2))
         grid = torch.as_tensor(np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2))
         dtype = points["params"].dtype if isinstance(points, Mapping) else points.dtype
-        heights = torch.stack([objective(point.to(dtype)) for point in grid])
+        heights = vmap(objective)(grid.to(dtype))
         ax.contour(columns, rows, _numbers(heights).reshape(120, 120), levels=14, colors="#bbbbbb", linewidths=0.7)
     if box is not None:
         _draw_walls(ax, low, high, least, greatest)
