@@ -245,14 +245,8 @@ def save_picture(path: Path, settings: Settings, weights: Weights, report: Repor
     rates = sorted(set(settings.learning_rate.tolist()))
     for rate, colour in zip(rates, colormaps["viridis_r"](torch.linspace(0.15, 1, len(rates)).numpy()), strict=True):
         chosen = settings.learning_rate == rate
-        left.plot(
-            settings.bound[chosen],
-            report.accuracy[chosen],
-            "o",
-            color=colour,
-            linewidth=1,
-            label=f"learning rate {rate:.0e}",
-        )
+        label = f"learning rate {rate:.0e}"
+        left.plot(settings.bound[chosen], report.accuracy[chosen], "o", color=colour, label=label)
     good = report.accuracy > report.accuracy.max() - 0.01
     enough = float(settings.bound[good].min())
     left.set(
