@@ -13,15 +13,15 @@ there is a set, `bx.sets.BoxHyperplane`. `bx.minimize(..., bx.spg(set), batch_di
 each with its own aversion, cap and cost.
 
 The returns are real: the monthly prices of seven stocks from September 2004 to June 2022 that come with matplotlib.
-They are seven that did well, and means of 18 years say little about the future. How little, resampling shows: months
-are drawn with replacement, and each draw has a frontier of its own.
+They are companies that are still there, and means of 18 years say little about the future. How little, resampling
+shows: months are drawn with replacement, and each draw has a frontier of its own.
 
 The wrong way that is found in forums is to clamp to [0, cap] after each step and to divide by the sum: that is not the
 projection, and what it ends in is another portfolio, for which the cap does not hold.
 
 What to expect: 6,283 portfolios in two batches. Of the 183 without resampling one in six is asked of cvxpy too: the
-objectives differ by 5e-9 at most, the weights by 1e-6. No weight is above its cap. In the wrong way weights are off
-by up to 0.13, and the largest is 0.2598 at a cap of 0.25.
+objectives differ by 6e-9 at most, the weights by 1e-6. No weight is above its cap by more than a rounding of the
+sum. In the wrong way weights are off by up to 0.13, and the largest is 0.2598 at a cap of 0.25.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
     python examples/wasserstein_critic.py
 
-The distance between two sets of images, how far ink has to be moved from one to the other, is also the most by which
-the mean of a function on the one can exceed its mean on the other, among the functions f with ``|f(x) − f(y)|`` ≤
-‖x − y‖. A Wasserstein GAN learns such an f, the critic, and the first one kept to the slope by clamping all weights to
-[−0.01, 0.01]. That bounds the slope, but by what number, nobody knows: it depends on the sizes of the layers.
+The Wasserstein distance between two sets of images, by how much those of the one have to be changed at least, on
+average, to become those of the other, is also the most by which the mean of a function on the one can exceed its mean
+on the other, among the functions f with ``|f(x) − f(y)|`` ≤ ‖x − y‖. A Wasserstein GAN learns such an f, the critic.
+The first ones kept its slope in bounds by clamping all weights to [−0.01, 0.01]; but the bound on the slope that
+follows is a number that depends on the sizes of the layers, and so is what the critic says.
 
 A layer has no slope above 1 if no singular value of its matrix is above 1: `bx.sets.SpectralBall(1.0)`. With an
 activation that has none either, the critic is one of the functions above, by construction, at every step, and its
-value never more than the distance. How near it comes depends on the activation: ReLU loses half of the slopes; sorting
-pairs of numbers keeps all of them.
+value never more than the distance. How near it comes depends on the activation too: ReLU has the slope 0 where its
+input is negative; sorting pairs of numbers loses no slope at all.
 
 For five pairs of digits in scikit-learn's set, 170 images of each, the distance is computed exactly, as an assignment
 by SciPy. The critics of all pairs are trained in one `vmap`, those with clamped weights for three bounds at once.
