@@ -146,9 +146,10 @@ def test_decay_maps(tmp_path):
     assert load("decay_maps").compare_with_scipy(maps, 20) < 1e-5
 
 
-def test_gp_hyperparameters():
+def test_gp_hyperparameters(tmp_path):
     pytest.importorskip("botorch", reason="the extra interop is not installed")
-    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])
+    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25", "--output", str(tmp_path)])
+    assert (tmp_path / "gp_hyperparameters.png").stat().st_size > 20_000
     assert len(rows) == 4
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model
