@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check package bench scoreboard docs clean
+.PHONY: setup demo test check package bench scoreboard docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -24,6 +24,10 @@ setup: .venv/main .venv/check
 	$(INSTALL) --editable '.[bench]'
 	@touch $@
 
+.venv/interop: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[interop]'
+	@touch $@
+
 .venv/docs: pyproject.toml constraints.txt | .venv/main
 	$(INSTALL) --editable '.[docs]'
 	@touch $@
@@ -34,7 +38,7 @@ demo: .venv/main
 test: .venv/main
 	$(RUN) -m pytest -n 2 $(ARGS)
 
-check: .venv/main .venv/check
+check: .venv/main .venv/check docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings
@@ -59,8 +63,14 @@ bench: .venv/bench
 scoreboard: .venv/scoreboard
 	$(RUN) benchmarks/scoreboard.py $(ARGS)
 
+# A build that has failed is not kept: the next one would not repeat the warnings of pages that have not changed.
 docs: .venv/docs
-	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build || (rm -rf docs/_build; false)
+
+# The site as it is published: every example is run for its picture and its figures, which takes minutes.
+gallery: .venv/docs .venv/interop
+	rm -rf docs/gallery
+	$(MAKE) docs GALLERY=1
 
 clean:
-	rm -rf .venv dist docs/_build examples/output
+	rm -rf .venv dist docs/_build docs/api docs/gallery examples/output

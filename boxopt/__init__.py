@@ -13,6 +13,7 @@
 """
 
 from boxopt import contrib, diagnostics, optimizers, regularizers, schedules, sets
+from boxopt.bar import progress
 from boxopt.constrain.barrier import add_barrier, barrier, log_barrier
 from boxopt.constrain.frank_wolfe import frank_wolfe, frank_wolfe_gap
 from boxopt.constrain.mirror import exponentiated_gradient, mirror
@@ -366,6 +367,7 @@ __all__ = [
     "piecewise_interpolate_schedule",
     "polyak_sgd",
     "polynomial_schedule",
+    "progress",
     "project",
     "projected",
     "projected_newton",

@@ -11,6 +11,7 @@ from boxopt.core import sharded, tree
 from boxopt.core.types import P, Scalar
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.box import Box
+from boxopt.sets.intersection import ByPath
 
 
 def violation(constraint: ConstraintSet, params: Any) -> Tensor:
@@ -74,11 +75,11 @@ def optimality(constraint: ConstraintSet, params: P, gradients: P) -> Tensor:
     return tree.reduce(torch.maximum, tree.map(size, params, stepped))
 
 
-def active(constraint: Box, params: P, tolerance: Scalar = 0.0) -> P:
+def active(constraint: Box | ByPath, params: P, tolerance: Scalar = 0.0) -> P:
     """Which bound of a box each coordinate is at.
 
     Args:
-        constraint: The box.
+        constraint: The box, or boxes by path: leaves that are in none are at no bound.
         params: A tree of tensors.
         tolerance: How near a bound counts as at it, in the parameters' units.
 

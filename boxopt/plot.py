@@ -16,6 +16,7 @@ from torch.func import vmap
 
 from boxopt.core import tree
 from boxopt.sets.box import Box
+from boxopt.sets.intersection import ByPath
 
 try:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def trajectory(
         The axes.
 
     Raises:
-        ValueError: The points are not pairs.
+        ValueError: The points are not pairs, or the record has no parameters.
 
     Example:
         >>> import torch, boxopt as bx, boxopt.plot
@@ -71,7 +72,11 @@ def trajectory(
         >>> len(ax.lines)
         1
     """
-    path = _numbers(points["params"] if isinstance(points, Mapping) else points)
+    if isinstance(points, Mapping):
+        if "params" not in points:
+            raise ValueError("a trajectory is drawn of the parameters: record(box, params=True)")
+        points = points["params"]
+    path = _numbers(points)
     if path.ndim != 2 or path.shape[1] != 2:
         raise ValueError(f"a trajectory is drawn of two parameters, expected points [steps, 2], got {list(path.shape)}")
     path = path[np.isfinite(path).all(1)]
@@ -85,11 +90,7 @@ def trajectory(
         least = np.minimum(least, [ax.get_xlim()[0], ax.get_ylim()[0]])
         greatest = np.maximum(greatest, [ax.get_xlim()[1], ax.get_ylim()[1]])
     if objective is not None:
-        columns, rows = (np.linspace(least[i], greatest[i], 120) for i in range(2))
-        grid = torch.as_tensor(np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2))
-        dtype = points["params"].dtype if isinstance(points, Mapping) else points.dtype
-        heights = vmap(objective)(grid.to(dtype))
-        ax.contour(columns, rows, _numbers(heights).reshape(120, 120), levels=14, colors="#bbbbbb", linewidths=0.7)
+        _draw_contours(ax, objective, least, greatest, points.dtype)
     if box is not None:
         _draw_walls(ax, low, high, least, greatest)
     (line,) = ax.plot(path[:, 0], path[:, 1], "-o", markersize=3, linewidth=1.2, label=label, color=color, zorder=3)
@@ -102,15 +103,16 @@ def active_set(written: Tensor | Written, box: Box | None = None, *, ax: Axes | 
     """Which coordinate was at which bound, step by step: a heat map.
 
     Args:
-        written: A record with ``params``, or sides ``[steps, coordinates]`` as `boxopt.active` returns them.
-        box: The box, where a record is given, on its flat parameters.
+        written: A record with ``sides``, or with ``params`` and the box; or sides ``[steps, coordinates]`` as
+            `boxopt.active` returns them.
+        box: The box of a record that has ``params`` alone, on its flat parameters.
         ax: Where to draw; a new figure unless given.
 
     Returns:
         The axes: steps to the right, coordinates downwards, blue at the lower bound, orange at the upper.
 
     Raises:
-        ValueError: A record is given without a box.
+        ValueError: A record has no ``sides``, and ``params`` and a box are not given.
 
     Example:
         >>> import torch, boxopt as bx, boxopt.plot
@@ -119,9 +121,11 @@ def active_set(written: Tensor | Written, box: Box | None = None, *, ax: Axes | 
         'step'
     """
     if isinstance(written, Mapping):
-        if box is None:
-            raise ValueError("active_set needs the box, to say which coordinate of a record is at which bound")
-        sides = torch.stack([box.active(point) for point in written["params"]])
+        sides = written.get("sides")
+        if sides is None:
+            if box is None or "params" not in written:
+                raise ValueError("active_set needs a record with sides, record(box, sides=True), or params and the box")
+            sides = torch.stack([box.active(point) for point in written["params"]])
         steps = _numbers(written["step"])
     else:
         sides, steps = written, np.arange(len(written))
@@ -175,12 +179,12 @@ def convergence(written: Written, *, least: float | None = None, ax: Axes | None
     return ax
 
 
-def weights(params: Any, box: Box | None = None, *, bins: int = 60, ax: Axes | None = None) -> Axes:
+def weights(params: Any, box: Box | ByPath | None = None, *, bins: int = 60, ax: Axes | None = None) -> Axes:
     """A histogram of all parameters, against the walls of their box.
 
     Args:
         params: A tree of tensors.
-        box: The box whose bounds to draw, each of its values once.
+        box: The box whose bounds to draw, or boxes by path; each value once.
         bins: How many bars.
         ax: Where to draw; a new figure unless given.
 
@@ -200,8 +204,10 @@ def weights(params: Any, box: Box | None = None, *, bins: int = 60, ax: Axes | N
     if box is None:
         return ax
     sides = np.concatenate([_numbers(side).reshape(-1) for side in tree.leaves(box.active(params))])
-    for bounds, side, name, color in ((box.lower, -1, "lower", LOWER), (box.upper, 1, "upper", UPPER)):
-        given = [torch.as_tensor(bound).reshape(-1) for _, bound in tree.prefix_items(bounds) if bound is not None]
+    boxes = [member for member in (box.sets.values() if isinstance(box, ByPath) else [box]) if isinstance(member, Box)]
+    for side, name, color in ((-1, "lower", LOWER), (1, "upper", UPPER)):
+        bounds = [bound for member in boxes for _, bound in tree.prefix_items(getattr(member, name))]
+        given = [torch.as_tensor(bound).reshape(-1) for bound in bounds if bound is not None]
         values = np.unique(_numbers(torch.cat([bound.double() for bound in given]))) if given else np.zeros(0)
         label = f"{name} bound ({(sides == side).mean():.0%} there)".replace("%", " %")
         for value in values[np.isfinite(values)][:20]:
@@ -222,6 +228,8 @@ def ensemble(
     ax: Axes | None = None,
 ) -> Axes:
     """A line for each member of an ensemble, colored by its hyperparameter, and their median.
+
+    The median is left out where members have made different numbers of steps.
 
     Args:
         written: The record of an ensemble, or numbers ``[members, steps]``.
@@ -245,14 +253,18 @@ def ensemble(
     """
     if isinstance(written, Mapping):
         numbers, steps = _numbers(written[name]), _numbers(written["step"])
-        steps = steps[0] if steps.ndim == 2 else steps
     else:
         numbers = _numbers(written)
         steps = np.arange(numbers.shape[-1])
     if numbers.ndim != 2:
         raise ValueError(f"an ensemble is drawn of numbers [members, steps], got {list(numbers.shape)}")
     ax = _axes(ax)
-    lines = LineCollection([np.column_stack([steps, row]) for row in numbers], linewidths=0.9, alpha=0.75)
+    steps = np.broadcast_to(steps, numbers.shape)
+    segments = [
+        np.column_stack([own, row])[own >= 0]
+        for own, row in zip(steps, numbers, strict=True)  # -1: not written
+    ]
+    lines = LineCollection(segments, linewidths=0.9, alpha=0.75)
     if by is None:
         lines.set_color("#88aacc")
     else:
@@ -262,10 +274,11 @@ def ensemble(
         figure = ax.get_figure()
         assert figure is not None
         figure.colorbar(lines, ax=ax, label=label or "")
-    ax.plot(steps, np.median(numbers, axis=0), color="black", linewidth=1.6, linestyle="--", label="median")
+    if (steps == steps[:1]).all():
+        ax.plot(steps[0], np.median(numbers, axis=0), color="black", linewidth=1.6, linestyle="--", label="median")
+        ax.legend(edgecolor="none")
     ax.autoscale_view()
     ax.set(xlabel="step", ylabel=name if isinstance(written, Mapping) else "")
-    ax.legend(frameon=False)
     return ax
 
 
@@ -283,6 +296,21 @@ def _walls(box: Box | None, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         return np.full(2, -np.inf), np.full(2, np.inf)
     far = torch.full_like(x, torch.inf)
     return _numbers(box.project(-far)), _numbers(box.project(far))
+
+
+def _draw_contours(
+    ax: Axes, objective: Callable[[Tensor], Tensor], least: np.ndarray, greatest: np.ndarray, dtype: torch.dtype
+) -> None:
+    """Contours at the heights within this range, and beyond it, where further paths may go."""
+    far = 0.5 * (greatest - least)
+    columns, rows = (np.linspace(least[i] - far[i], greatest[i] + far[i], 120) for i in range(2))
+    grid = torch.as_tensor(np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2))
+    heights = _numbers(vmap(objective)(grid.to(dtype))).reshape(120, 120)
+    within = heights[30:90, 30:90]
+    within = within[np.isfinite(within)]
+    if within.size and within.min() < within.max():
+        levels = np.linspace(within.min(), within.max(), 16)[1:-1]
+        ax.contour(columns, rows, heights, levels=levels, colors="#bbbbbb", linewidths=0.7)
 
 
 def _draw_walls(ax: Axes, low: np.ndarray, high: np.ndarray, least: np.ndarray, greatest: np.ndarray) -> None:

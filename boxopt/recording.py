@@ -13,8 +13,9 @@ from boxopt.core.transform import GradientTransformation, bind, lets_through, wh
 from boxopt.core.types import P
 from boxopt.core.values import zero_count
 from boxopt.diagnostics import optimality
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.sets.box import Box
+from boxopt.sets.intersection import ByPath
 
 Measure = Callable[[Any, Any, Any], Tensor]
 """``(gradients, params, value) -> tensor``."""
@@ -43,6 +44,7 @@ def record(
     length: int = 256,
     *,
     params: bool = False,
+    sides: bool = False,
     measures: Mapping[str, Measure] | None = None,
 ) -> GradientTransformation:
     """Write down the loss, and where the parameters are with respect to a set, and let the updates through.
@@ -56,16 +58,18 @@ def record(
     - ``value``: the loss, if ``update`` is given it as ``value=``; NaN otherwise;
     - ``optimality``: ‖P(x − g) − x‖∞, see `boxopt.optimality`; without a set ‖g‖∞;
     - ``violation``: how far the parameters are outside of the set;
-    - ``active``: with a box, the share of coordinates that are at a bound;
+    - ``active``: with a box, or boxes by path, the share of coordinates that are at a bound;
     - ``params``, if asked for: the parameters, as one vector;
+    - ``sides``, if asked for: which bound each coordinate is at, as one vector of −1, 0 and 1; see `boxopt.active`;
     - what ``measures`` say.
 
-    A step costs a copy of what is recorded; keep ``length`` small where the parameters are recorded, and are many.
+    A step costs a copy of what is recorded; keep ``length`` small where parameters or sides are recorded, and are many.
 
     Args:
         constraint: The set; none if left out.
         length: How many measurements are kept, an even number.
         params: Whether to record the parameters.
+        sides: Whether to record the sides, which takes a box, or boxes by path.
         measures: From names to functions ``(gradients, params, value) -> tensor``; ``value`` is None if not given.
             Module-level functions, if the transformation is to be pickled.
 
@@ -73,7 +77,8 @@ def record(
         A transformation with a `RecordState`. ``update`` may be given ``value=``.
 
     Raises:
-        ValueError: ``length`` is odd or less than 2.
+        ValueError: ``length`` is odd or less than 2, or ``sides`` are asked for of another set.
+        TypeError: The constraint is not a set.
 
     Example:
         >>> import torch, boxopt as bx
@@ -90,7 +95,11 @@ def record(
     """
     if length < 2 or length % 2:
         raise ValueError(f"the length of a record is an even number, 2 at least, got {length}")
-    options = {"constraint": constraint, "params_too": params, "measures": dict(measures or {})}
+    if constraint is not None:
+        expect_set(constraint)
+    if sides and not isinstance(constraint, Box | ByPath):
+        raise ValueError(f"sides are of a box, or of boxes by path, got {type(constraint).__name__}")
+    options = {"constraint": constraint, "vectors": (params, sides), "measures": dict(measures or {})}
     return GradientTransformation(bind(_record_init, length=length, **options), bind(_record_update, **options))
 
 
@@ -102,7 +111,8 @@ def history(state: Any) -> dict[str, Tensor]:
 
     Returns:
         A dict of ``step``, ``[written]``, the number of updates made before it, and of each measurement,
-        ``[written, ...]``. In an ensemble the batch dimensions come first.
+        ``[written, ...]``. In an ensemble the batch dimensions come first, and where a member has made fewer updates
+        than others the rest of its steps is −1, and of its measurements NaN.
 
     Raises:
         ValueError: The state contains no record, or several.
@@ -114,22 +124,23 @@ def history(state: Any) -> dict[str, Tensor]:
         >>> bx.history(state)["optimality"]
         tensor([0.5000])
     """
-    found = [node for node in tree.leaves_of(state, _is_record) if _is_record(node)]
-    if len(found) != 1:
-        raise ValueError(f"expected a state with one record in it, got {len(found) or 'none'}")
-    (written,) = found
-    filled = int(written.filled.max())
-    batch = written.filled.ndim
-    return {
-        name: values.narrow(batch, 0, filled)
-        for name, values in {"step": written.steps, **written.measurements}.items()
+    written = _record_in(state)
+    longest, batch = int(written.filled.max()), written.filled.ndim
+    empty = torch.arange(longest, device=written.filled.device) >= written.filled[..., None]
+
+    def cut(values: Tensor, nothing: float) -> Tensor:
+        values = values.narrow(batch, 0, longest)
+        return torch.where(empty.reshape(empty.shape + (1,) * (values.ndim - empty.ndim)), nothing, values)
+
+    return {"step": cut(written.steps, -1)} | {
+        name: cut(values, torch.nan) for name, values in written.measurements.items()
     }
 
 
 def scalars(state: Any) -> dict[str, float]:
     """The last numbers of a `record`, by name, as a logger takes them: TensorBoard's ``add_scalars``, say.
 
-    Of an ensemble, the mean over its members.
+    Of an ensemble, the mean over its members. Empty before the first update.
 
     Example:
         >>> import torch, boxopt as bx
@@ -138,11 +149,23 @@ def scalars(state: Any) -> dict[str, float]:
         >>> bx.scalars(state)
         {'value': 2.0, 'optimality': 0.25, 'violation': 0.0, 'active': 0.5}
     """
-    written = history(state)
-    last = {
-        name: values[..., -1].double().mean() for name, values in written.items() if values.ndim == written["step"].ndim
+    written = _record_in(state)
+    begun, last = written.filled > 0, (written.filled - 1).clamp_min(0)[..., None]
+    if not bool(begun.any()):
+        return {}
+    return {
+        name: float(values.gather(-1, last)[..., 0][begun].double().mean())
+        for name, values in written.measurements.items()
+        if values.ndim == last.ndim
     }
-    return {name: float(value) for name, value in last.items() if name != "step"}
+
+
+def _record_in(state: Any) -> RecordState:
+    """The only record in a state."""
+    found = [node for node in tree.leaves_of(state, _is_record) if _is_record(node)]
+    if len(found) != 1:
+        raise ValueError(f"expected a state with one record in it, got {len(found) or 'none'}")
+    return found[0]
 
 
 def _is_record(node: Any) -> bool:
@@ -154,7 +177,7 @@ def _measure(
     params: Any,
     value: Any,
     constraint: ConstraintSet | None,
-    params_too: bool,
+    vectors: tuple[bool, bool],
     measures: dict[str, Measure],
 ) -> dict[str, Tensor]:
     leaves = tree.leaves(params)
@@ -163,16 +186,23 @@ def _measure(
     found = {"value": loss, "optimality": optimality(Box() if constraint is None else constraint, params, gradients)}
     if constraint is not None:
         found["violation"] = constraint.violation(params)
-    if isinstance(constraint, Box):
+    params_too, sides_too = vectors
+    if isinstance(constraint, Box | ByPath):
         sides = tree.leaves(constraint.active(params))
         total = max(sum(side.numel() for side in sides), 1)
         found["active"] = tree.reduce(torch.add, [(side != 0).sum() for side in sides]) / total
+        if sides_too:
+            found["sides"] = _vector(sides, like)
     if params_too:
-        parts = [_plain(leaf).reshape(-1) for leaf in leaves]
-        found["params"] = torch.cat([part.to(parts[0]) for part in parts]) if parts else like.new_zeros(0)
+        found["params"] = _vector(leaves, like)
     found |= {name: measure(gradients, params, value) for name, measure in measures.items()}
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return {name: _plain(number.detach()).to(device=like.device, dtype=dtype) for name, number in found.items()}
+
+
+def _vector(leaves: list[Tensor], like: Tensor) -> Tensor:
+    parts = [_plain(leaf).reshape(-1) for leaf in leaves]
+    return torch.cat([part.to(parts[0]) for part in parts]) if parts else like.new_zeros(0)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -181,12 +211,17 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _record_init(
-    params: Any, *, length: int, constraint: ConstraintSet | None, params_too: bool, measures: dict[str, Measure]
+    params: Any,
+    *,
+    length: int,
+    constraint: ConstraintSet | None,
+    vectors: tuple[bool, bool],
+    measures: dict[str, Measure],
 ) -> RecordState:
     tree.check_parameters(params)
     if constraint is not None:
         constraint.check(params)
-    first = _measure(params, params, None, constraint, params_too, measures)
+    first = _measure(params, params, None, constraint, vectors, measures)
     empty = {name: number.new_full((length, *number.shape), torch.nan) for name, number in first.items()}
     count = zero_count(params)
     return RecordState(
@@ -203,11 +238,11 @@ def _record_update(
     *,
     value: Any = None,
     constraint: ConstraintSet | None,
-    params_too: bool,
+    vectors: tuple[bool, bool],
     measures: dict[str, Measure],
 ) -> tuple[P, RecordState]:
     wanted = state.step % state.stride == 0
-    measured = _measure(updates, params, value, constraint, params_too, measures)
+    measured = _measure(updates, params, value, constraint, vectors, measures)
     steps, measurements = state.steps, state.measurements
     places = torch.arange(steps.shape[0], device=steps.device)
     here = wanted & (places == state.filled)

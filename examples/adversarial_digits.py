@@ -1,4 +1,9 @@
-"""How little must a digit change to be misread? Adversarial examples in L∞, L2 and L1 balls, all images at once.
+"""Adversarial digits
+==================
+
+How little must a digit change to be misread? Adversarial examples in L∞, L2 and L1 balls, all images at once.
+
+::
 
     python examples/adversarial_digits.py
     python examples/adversarial_digits.py --steps 100      (a stronger attack)

@@ -1,4 +1,9 @@
-"""Train 64 bounded classifiers at once, each with its own learning rate, barrier and weight bound.
+"""An ensemble over learning rates and bounds
+==========================================
+
+Train 64 bounded classifiers at once, each with its own learning rate, barrier and weight bound.
+
+::
 
     make demo                                      (or: python examples/bounded_ensemble.py)
     make demo ARGS="--compile"                     (compile the whole step: vmap, gradients and optimizer)

@@ -1,4 +1,9 @@
-"""A million bounded fits: the lifetime of a decay in every pixel of a stack of images, and where a bound holds it.
+"""A million bounded fits
+======================
+
+The lifetime of a decay in every pixel of a stack of images, and where a bound holds it.
+
+::
 
     python examples/decay_maps.py
 

@@ -1,9 +1,14 @@
-"""The coefficients of a differential equation from its first days, with and without what is known of them.
+"""An epidemic from its first days
+===============================
+
+The coefficients of a differential equation from its first days, with and without what is known of them.
+
+::
 
     python examples/epidemic.py
 
 In January 1978 influenza went through a boarding school of 763 boys; each day it was counted how many were in bed
-(British Medical Journal, 4 March 1978, page 587). The textbooks' model, of those who can fall ill and those who are,
+(British Medical Journal, 4 March 1978, page 587). The textbooks' model, of those who can fall ill and those who are, ::
 
     susceptible' = −contact · susceptible · ill / 763
     ill'         =  contact · susceptible · ill / 763 − recovery · ill

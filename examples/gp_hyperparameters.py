@@ -1,8 +1,13 @@
-"""Fit Gaussian processes of BoTorch and GPyTorch without SciPy: all restarts side by side, in one batch.
+"""Gaussian processes with bounded hyperparameters
+===============================================
+
+Fit Gaussian processes of BoTorch and GPyTorch without SciPy: all restarts side by side, in one batch.
 
 BoTorch fits hyperparameters by SciPy's L-BFGS-B, one start at a time. Here the marginal likelihood is taken from the
 model as it is, its kernel, mean, noise, priors and bounds, and `boxopt.multistart` minimizes it from many starts at
 once. Then the parameters go back into the model.
+
+::
 
     pip install 'boxopt[examples,interop]'
     python examples/gp_hyperparameters.py [--restarts N] [--points N]

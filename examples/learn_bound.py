@@ -1,4 +1,9 @@
-"""Learning a bound: how far may the weights of a layer reach, if they are to have two, three or four bits?
+"""Learning a bound
+================
+
+How far may the weights of a layer reach, if they are to have two, three or four bits?
+
+::
 
     python examples/learn_bound.py                         (about half a minute on two quiet cores)
 

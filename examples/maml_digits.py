@@ -1,4 +1,9 @@
-"""Digits from one example each: MAML with inner weights in a box, on classes that it has never seen.
+"""Digits from one example each
+============================
+
+MAML with inner weights in a box, on classes that it has never seen.
+
+::
 
     python examples/maml_digits.py                         (about a minute on two cores)
     python examples/maml_digits.py --shots 5

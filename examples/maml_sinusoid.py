@@ -1,4 +1,9 @@
-"""Learning where to start: MAML on sinusoids, with inner steps that stay in a box.
+"""Learning where to start
+=======================
+
+MAML on sinusoids, with inner steps that stay in a box.
+
+::
 
     python examples/maml_sinusoid.py                       (about half a minute on two quiet cores)
     python examples/maml_sinusoid.py --steps 70000         (as many meta-iterations as in the paper)

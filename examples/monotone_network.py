@@ -1,4 +1,9 @@
-"""A network that cannot say that more is less: monotone in chosen features, because its weights are in a box.
+"""A monotone network
+==================
+
+A network that cannot say that more is less: monotone in chosen features, because its weights are in a box.
+
+::
 
     python examples/monotone_network.py
     python examples/monotone_network.py --train 100      (learn from fewer people)

@@ -1,4 +1,9 @@
-"""Images as sums of parts: free, nonnegative, and within [0, 1], beside scikit-learn's NMF.
+"""Images as sums of parts
+=======================
+
+Digits as sums of parts: free, nonnegative, and within [0, 1], beside scikit-learn's NMF.
+
+::
 
     python examples/nmf_digits.py
 

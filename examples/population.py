@@ -1,4 +1,9 @@
-"""A population of bounded classifiers that find their own learning rates, barriers and weight bounds while they train.
+"""A population that finds its own settings
+========================================
+
+Bounded classifiers that find their own learning rates, barriers and weight bounds while they train.
+
+::
 
     python examples/population.py
     python examples/population.py --members 16 --steps 400     (something smaller)

@@ -1,9 +1,14 @@
-"""Efficient frontiers with caps and trading costs: thousands of portfolios in one batch.
+"""Efficient frontiers
+===================
+
+Efficient frontiers with caps and trading costs: thousands of portfolios in one batch.
+
+::
 
     python examples/portfolio_frontier.py
 
 What share of the money goes to which stock? A portfolio w is chosen to maximize what it is expected to earn, less a
-price on its variance and on what has to be traded to get there:
+price on its variance and on what has to be traded to get there: ::
 
     μ·w − aversion/2 · w·Σw − cost · Σ|w − today|,    w ≥ 0,  Σw = 1,  w ≤ cap
 

@@ -1,12 +1,17 @@
-"""The path of two parameters in a box, under each of the six ways of keeping them there.
+"""Six ways to stay in a box
+=========================
+
+The path of two parameters in a box, under each of the six ways of keeping them there.
+
+::
 
     python examples/six_ways.py
 
 A valley that slopes out of the box: the least value inside is on the upper wall. Each way is a chain around the same
 optimizer, gradient descent with momentum, from the same start; `bx.record` writes the path and `bx.plot` draws it. The
-three in step space (right) are exact in what they promise: on the wall, near it from outside as far as the weight says,
-near it from inside as far as mu says. Those in gradient space (left) depend on the step size: with momentum the path of
-`tangent` leaves the box for a while, since nothing projects it back.
+three in step space (below) are exact in what they promise: on the wall, near it from outside as far as the weight says,
+near it from inside as far as mu says. Those in gradient space (above) depend on the step size: with momentum the path
+of `tangent` leaves the box for a while, since nothing projects it back.
 """
 
 from __future__ import annotations
@@ -69,9 +74,9 @@ def descend(name: str, way: bx.GradientTransformation, steps: int) -> Run:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Six panels."""
-    figure = Figure(figsize=(11, 11.5), layout="constrained")
+    figure = Figure(figsize=(13, 7.4), layout="constrained")
     limits = {"xlim": (-1.25, 1.25), "ylim": (-0.15, 1.85)}
-    for ax, run in zip(figure.subplots(3, 2, sharex=True, sharey=True).ravel(), runs, strict=True):
+    for ax, run in zip(figure.subplots(2, 3, sharex=True, sharey=True).ravel(order="F"), runs, strict=True):
         largest, last = float(run.written["violation"].max()), float(bx.violation(BOX, run.end))
         ax.plot(*SOLUTION, "x", color="black", markersize=10, markeredgewidth=2.5, zorder=5)
         ax.set(**limits)  # before the path: contours fill what is shown
@@ -82,7 +87,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         ax.label_outer()
     figure.suptitle(
         "Six ways to stay in a box: only the projection and the barrier never leave it\n"
-        "left, applied to the gradient; right, to the step; ×, the solution",
+        "above, applied to the gradient; below, to the step; ×, the solution",
         fontsize="x-large",
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,9 @@
-"""How can parameters be kept within a given range? Projection, penalty and barrier, beside the usual wrong code.
+"""Keeping parameters in a range, right and wrong
+==============================================
+
+How can parameters be kept within a given range? Projection, penalty and barrier, beside the usual wrong code.
+
+::
 
     python examples/three_ways.py
 

@@ -1,4 +1,9 @@
-"""Tuning ridge regression and the elastic net by hypergradients, beside scikit-learn's searches over grids.
+"""Tuning ridge regression and the elastic net
+===========================================
+
+Tuning ridge regression and the elastic net by hypergradients, beside scikit-learn's searches over grids.
+
+::
 
     python examples/tune_ridge.py                          (about a minute on two quiet cores)
 

@@ -1,4 +1,9 @@
-"""A critic whose slope cannot exceed 1: Wasserstein distances of digits, beside clamped weights and the exact distance.
+"""A critic for Wasserstein distances
+==================================
+
+A critic whose slope cannot exceed 1: Wasserstein distances of digits, beside clamped weights and the exact distance.
+
+::
 
     python examples/wasserstein_critic.py
 

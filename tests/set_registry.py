@@ -53,6 +53,7 @@ class SetEntry:
 
 
 E_ = SetEntry
+LENGTH = {"dim": "its vectors have a fixed length: test_projections.py"}
 STEPS = {"derivative in a metric": "that of a few steps of an iteration: see boxopt.sets.matrices"}
 SETS = [
     E_("Box", lambda h: bx.Box(-0.5, h.offset), exact=True),
@@ -62,17 +63,23 @@ SETS = [
     E_("L2Ball", lambda h: S.L2Ball(h.radius), exact=True),
     E_("LInfBall", lambda h: S.LInfBall(h.radius), exact=True),
     E_("L2Sphere", lambda h: S.L2Sphere(h.radius), convex=False),
-    E_("Hyperplane", lambda h: S.Hyperplane(NORMAL, h.offset)),
-    E_("Halfspace", lambda h: S.Halfspace(NORMAL, h.offset), exact=True),
-    E_("Affine", lambda h: S.Affine(MATRIX, torch.tensor([0.5, -0.25], dtype=torch.float64)), tolerance=1e3),
+    E_("Hyperplane", lambda h: S.Hyperplane(NORMAL, h.offset), exempt=LENGTH),
+    E_("Halfspace", lambda h: S.Halfspace(NORMAL, h.offset), exact=True, exempt=LENGTH),
+    E_(
+        "Affine",
+        lambda h: S.Affine(MATRIX, torch.tensor([0.5, -0.25], dtype=torch.float64)),
+        tolerance=1e3,
+        exempt=LENGTH,
+    ),
     E_(
         "Polyhedron",
         lambda h: S.Polyhedron(ROWS, h.offset + torch.ones(8, dtype=torch.float64)),
         exact=True,
         metric=1e-7,
-        exempt={"derivative": "differences are finer than its 1e-9: checked with larger ones in test_barriers.py"},
+        exempt={"derivative": "differences are finer than its 1e-9: checked with larger ones in test_barriers.py"}
+        | LENGTH,
     ),
-    E_("BoxHyperplane", lambda h: S.BoxHyperplane(-0.5, 0.75, NORMAL, h.offset)),
+    E_("BoxHyperplane", lambda h: S.BoxHyperplane(-0.5, 0.75, NORMAL, h.offset), exempt=LENGTH),
     E_("SecondOrderCone", lambda h: S.SecondOrderCone(), exact=True),
     E_("Monotone", lambda h: S.Monotone(), exact=True),
     E_("Sparse", lambda h: S.Sparse(2), exact=True, convex=False),

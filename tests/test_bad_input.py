@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,3 +167,58 @@ def test_a_box_is_made_exactly_when_it_makes_sense(lower, upper, as_tensor):
     else:
         with pytest.raises(ValueError, match=r"bound|lower"):
             bx.Box({"w": make(lower)}, {"w": make(upper)})
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        bx.project,
+        bx.tangent,
+        bx.record,
+        bx.lbfgsb,
+        bx.levenberg_marquardt,
+        lambda box: bx.projected(bx.adam(0.1), box),
+        lambda box: bx.barrier(box, 1.0),
+        lambda box: bx.add_barrier(box, 1.0),
+        lambda box: bx.penalize(box, 1.0),
+        lambda box: bx.add_penalty(box, 1.0),
+        lambda box: bx.least_squares(lambda x: x, torch.zeros(2), box),
+    ],
+)
+def test_bounds_without_a_set(build):
+    with pytest.raises(
+        TypeError, match=r"expected a constraint set, such as bx.Box\(0.0, 1.0\), got tuple \(0.0, 1.0\)"
+    ):
+        build((0.0, 1.0))
+
+
+def test_a_set_is_neither_a_solver_nor_a_transformation():
+    box = bx.Box(0.0, 1.0)
+    with pytest.raises(TypeError, match=r"expected a solver, such as bx.lbfgsb\(.*, got Box Box\("):
+        bx.minimize(lambda x: x.sum(), torch.zeros(2), box)
+    with pytest.raises(TypeError, match=r"not a GradientTransformation: Box.*; a set becomes one by bx.project"):
+        bx.chain(bx.adam(0.1), box)
+    with pytest.raises(TypeError, match=r"not a GradientTransformation: <function adam.*; call it: adam\(...\)"):
+        bx.chain(bx.adam, bx.project(box))
+    with pytest.raises(TypeError, match=r"within is a constraint set, .*, got dict"):
+        bx.TorchOptimizer([torch.nn.Parameter(torch.zeros(2))], bx.adam, lr=0.1, within={"*": box})
+
+
+def test_parameters_that_are_numbers_or_arrays():
+    for params, kind in (({"a": 1.0}, "float"), (np.ones(2), "ndarray")):
+        with pytest.raises(TypeError, match=f"got {kind}.*; torch.as_tensor makes one"):
+            bx.adam(0.1).init(params)
+
+
+def test_a_torch_optimizer_of_torchs_optimizer():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(TypeError, match=r"the function makes a transformation, as bx.adam does; got SGD"):
+        bx.TorchOptimizer([weight], lambda lr: torch.optim.SGD([weight], lr), lr=0.1)
+
+
+def test_bounds_of_some_leaves_or_as_a_list():
+    params = {"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"it lacks leaf 'b'; where there is no bound, write None"):
+        bx.project(bx.Box(lower={"a": 0.0, "c": None})).init(params)
+    with pytest.raises(ValueError, match=r"no leaf '0', leaf '1'; for the numbers of one leaf give a tensor"):
+        bx.project(bx.Box(lower=[0.0, 0.1])).init(torch.zeros(2))

@@ -440,6 +440,13 @@ def test_progress(capsys):
     assert "12/12" in capsys.readouterr().err
 
 
+def test_progress_of_one_problem_shows_its_numbers(capsys):
+    result = bx.minimize(lambda x: ((x - 2) ** 2).sum() + 1, torch.ones(2), descent(), progress=True)
+    shown = capsys.readouterr().err
+    assert f"evaluations={int(result.steps)}" in shown
+    assert "value=1," in shown
+
+
 def test_progress_without_tqdm(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
@@ -504,6 +511,34 @@ def test_a_compiled_quasi_newton_method():
     eager, compiled = run(), run(compile=True, chunk_size=16)
     assert (compiled.status == bx.Status.GRADIENT).all()
     torch.testing.assert_close(compiled.value, eager.value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_problems_side_by_side_are_what_they_are_under_vmap(compiled, monkeypatch):
+    """Leaves of two dtypes, bounds of each problem for one and shared for the other, arguments, and turns."""
+    generator = torch.Generator().manual_seed(3)
+    center = torch.rand(9, 3, generator=generator, dtype=torch.float64) * 3
+    upper = 0.5 + torch.rand(9, 3, generator=generator, dtype=torch.float64)
+    start = {"wide": torch.zeros(9, 3, dtype=torch.float64), "narrow": torch.full((9, 2), 5.0)}
+    solver = bx.lbfgsb(bx.Box({"wide": -1.0, "narrow": torch.tensor([[0.5, -1.0]])}, {"wide": upper, "narrow": None}))
+
+    def loss(x, center):
+        return rosenbrock(x["wide"] - center + 1) + (x["narrow"] ** 2).sum() + x["wide"].sum() * x["narrow"][0]
+
+    def run(**options):
+        return bx.minimize(loss, start, solver, args=(center,), batch_dims=1, tol=1e-4, chunk_size=4, **options)
+
+    columns = run(compile=compiled)
+    monkeypatch.setattr("boxopt.solve.driver.by_columns", lambda *same: same)
+    rows = run()
+    assert (columns.status == bx.Status.GRADIENT).all()
+    assert (columns.params["wide"] == upper).any()
+    assert type(columns.state) is type(rows.state)
+    torch.testing.assert_close(columns.value, rows.value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(columns.params, rows.params, rtol=1e-3, atol=1e-3)
+    if not compiled:
+        assert torch.equal(columns.steps, rows.steps)
+        torch.testing.assert_close(columns.state.iterate, rows.state.iterate, rtol=1e-3, atol=1e-3)
 
 
 def test_a_compiled_single_problem():

@@ -35,6 +35,19 @@ def test_code_blocks_run_as_written(capsys):
     torch.testing.assert_close(first, torch.tensor([0.0, 0.3, 1.0]), atol=0.01, rtol=0)
 
 
+def test_measured_claims_are_in_the_results():
+    """Every ratio stands in the table that its row links to; a row without a link goes on with the one before."""
+    results, checked = "", 0
+    for row in README.split("| | time | measured by |")[1].split("\n\n")[0].splitlines()[2:]:
+        _, _, time, link, _ = row.split("|")
+        if link.strip():
+            results = (ROOT / re.findall(r"\((.*)\)", link)[0]).read_text()
+        for ratio in re.findall(r"\b0\.\d+", time):
+            assert f"| {ratio} " in results, row
+            checked += 1
+    assert checked == 8
+
+
 def test_the_page_on_sets_has_them_all():
     table = SETS.split("## Why")[0]
     for name in set(bx.sets.__all__) - {"ConstraintSet", "from_torch"}:

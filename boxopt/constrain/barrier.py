@@ -11,7 +11,7 @@ from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 
 def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransformation:
@@ -37,6 +37,7 @@ def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransfor
         A step-space transformation. Its state is a `CountState` if ``mu`` is a schedule, and empty otherwise.
 
     Raises:
+        TypeError: The constraint is not a set.
         ValueError, TypeError: ``mu`` is negative; or, in ``init``, the set does not fit the parameters.
 
     Example:
@@ -50,6 +51,7 @@ def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransfor
         G. Chierchia, E. Chouzenoux, P. L. Combettes and J.-C. Pesquet, The proximity operator repository; the method of
         solution is that of `boxopt.sets.log_barrier`.
     """
+    expect_set(constraint)
     check_nonnegative("mu", mu)
     return on_leaves(
         GradientTransformation(
@@ -91,6 +93,7 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
         A gradient-space transformation. Its state is a `CountState` if ``mu`` is a schedule, and empty otherwise.
 
     Raises:
+        TypeError: The constraint is not a set.
         ValueError, TypeError: ``mu`` is negative; or, in ``init``, the set does not fit the parameters.
 
     Example:
@@ -104,6 +107,7 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
         C. Feller and C. Ebenbauer, "Relaxed logarithmic barrier function based model predictive control of linear
         systems", IEEE Transactions on Automatic Control 62(3), 2017.
     """
+    expect_set(constraint)
     check_nonnegative("mu", mu)
     check_nonnegative("relax", relax)
     return on_leaves(

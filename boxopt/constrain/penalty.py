@@ -14,7 +14,7 @@ from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 Kind: TypeAlias = Literal["quadratic", "exact", "huber"]
 
@@ -138,6 +138,7 @@ def penalty(constraint: ConstraintSet, params: Any, kind: Kind = "quadratic", de
 
 
 def _check(weight: Any, kind: str, delta: Any, constraint: ConstraintSet) -> None:
+    expect_set(constraint)
     check_nonnegative("weight", weight)
     check_nonnegative("delta", delta)
     if kind not in _MOVES:

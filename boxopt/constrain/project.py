@@ -10,7 +10,7 @@ from boxopt.core import exact, tree
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import EmptyState, GradientTransformation, bind, elementwise, finished
 from boxopt.core.types import P
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 
 def project(constraint: ConstraintSet, *, straight_through: bool = False) -> GradientTransformation:
@@ -37,6 +37,7 @@ def project(constraint: ConstraintSet, *, straight_through: bool = False) -> Gra
         A step-space transformation without state.
 
     Raises:
+        TypeError: The constraint is not a set.
         ValueError, TypeError: In ``init``, the set does not fit the parameters; the message names the leaf.
 
     Example:
@@ -51,6 +52,7 @@ def project(constraint: ConstraintSet, *, straight_through: bool = False) -> Gra
         A. A. Goldstein, "Convex programming in Hilbert space", Bulletin of the AMS 70, 1964; D. P. Bertsekas, Nonlinear
         Programming, 2016, section 3.3.
     """
+    expect_set(constraint)
     update = _project_update if constraint.separable else _project_in_metric_update
     update = _straight_through_update if straight_through else update
     return on_leaves(

@@ -6,7 +6,7 @@ from boxopt.constrain.project import project
 from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import chain
 from boxopt.core.transform import GradientTransformation
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.sets.intersection import ByPath
 
 
@@ -48,6 +48,7 @@ def projected(
     Source:
         `tangent` and `project`.
     """
+    expect_set(constraint)
     if deterministic and _has_tangent(constraint):
         return chain(tangent(constraint), optimizer, project(constraint))
     return chain(optimizer, project(constraint))

@@ -8,7 +8,7 @@ from boxopt.constrain.project import _constraint_init
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 
 def tangent(constraint: ConstraintSet) -> GradientTransformation:
@@ -26,6 +26,7 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
         A gradient-space transformation without state.
 
     Raises:
+        TypeError: The constraint is not a set.
         ValueError, TypeError: In ``init``, the set does not fit the parameters; the message names the leaf.
 
     Example:
@@ -39,6 +40,7 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
         P. H. Calamai and J. J. Moré, "Projected gradient methods for linearly constrained problems", Mathematical
         Programming 39, 1987.
     """
+    expect_set(constraint)
     return on_leaves(
         GradientTransformation(
             bind(_constraint_init, constraint=constraint), bind(_tangent_update, constraint=constraint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -70,9 +71,16 @@ def _sequence(
 ) -> GradientTransformation:
     for name, member in zip(names, transformations, strict=True):
         if not isinstance(member, GradientTransformation):
-            raise TypeError(f"member {name} of the chain is not a GradientTransformation: {member!r}")
+            raise TypeError(f"member {name} of the chain is not a GradientTransformation: {member!r}{_hint(member)}")
     _refuse_unfinished(names, transformations)
     return _run(tuple(on_leaves(member) for member in transformations), names if named else None)
+
+
+def _hint(member: Any) -> str:
+    """How to make a transformation of what is none, where that is clear."""
+    if hasattr(member, "project"):
+        return "; a set becomes one by bx.project(...), say"
+    return f"; call it: {member.__name__}(...)" if inspect.isfunction(member) else ""
 
 
 def _run(transformations: tuple[GradientTransformation, ...], names: tuple[str, ...] | None) -> GradientTransformation:

@@ -228,13 +228,21 @@ def expand(
     try:
         return optree.tree_map(repeat, prefix, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=_NAMESPACE)
     except (ValueError, TypeError) as error:
-        found, expected = set(paths(prefix)), set(paths(tree))
+        found, expected = {path for path, _ in prefix_items(prefix)}, set(paths(tree))
         strange = sorted(
             path for path in found if path not in expected and not any(e.startswith(f"{path}.") for e in expected)
         )
+        missing = sorted(path for path in expected if not any(f"{path}.".startswith(f"{f}.") for f in found))
+        if strange:
+            detail = f"the parameters have no {', '.join(name(path) for path in strange)}"
+            detail += "; for the numbers of one leaf give a tensor" if isinstance(prefix, list | tuple) else ""
+        elif missing:
+            detail = f"it lacks {', '.join(name(path) for path in missing)}; where there is no bound, write None"
+        else:
+            detail = str(error)
         raise LeafError(
-            f"not a pytree prefix of the parameters: expected a prefix of {_summary(tree)}, got {_summary(prefix)}"
-            + (f"; the parameters have no {', '.join(name(path) for path in strange)}" if strange else f"; {error}")
+            f"not a pytree prefix of the parameters: expected a prefix of {_summary(tree)}, got {_summary(prefix)}; "
+            f"{detail}"
         ) from None
 
 
@@ -333,8 +341,9 @@ def check_parameters(params: PyTree) -> None:
         return
     for path, leaf in zip(paths(params), leaves(params), strict=True):
         if not isinstance(leaf, torch.Tensor):
+            hint = "; torch.as_tensor makes one" if isinstance(leaf, float | int | np.ndarray) else ""
             raise LeafTypeError(
-                f"{name(path)}: parameters are floating-point tensors, got {type(leaf).__name__} {leaf!r:.60}"
+                f"{name(path)}: parameters are floating-point tensors, got {type(leaf).__name__} {leaf!r:.60}{hint}"
             )
         if not leaf.is_floating_point():
             raise LeafTypeError(

@@ -81,6 +81,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         fused: bool = False,
         **hyperparameters: Any,
     ) -> None:
+        if within is not None and not hasattr(within, "project"):
+            raise TypeError(f"within is a constraint set, such as bx.Box(0.0, 1.0), got {type(within).__name__}")
         self._transformation = transformation
         self._within = within
         self._fused = fused
@@ -256,6 +258,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         if fixed and number in self._made and self._made[number][0] == values:
             return self._made[number][1]
         made = self._transformation(**given)
+        if not isinstance(made, GradientTransformation):
+            raise TypeError(f"the function makes a transformation, as bx.adam does; got {type(made).__name__}")
         if fixed:
             self._made[number] = values, made
         return made

@@ -12,6 +12,14 @@ from boxopt.core.transform import apply_updates
 P = TypeVar("P")
 
 
+def expect_set(value: Any) -> None:
+    """Raise a ``TypeError`` that says what a set looks like, where something else is given."""
+    if not isinstance(value, ConstraintSet):
+        raise TypeError(
+            f"expected a constraint set, such as bx.Box(0.0, 1.0), got {type(value).__name__} {value!r:.60}"
+        )
+
+
 class ConstraintSet:
     """A closed convex set of parameter trees: a small, immutable pytree of numbers and tensors.
 

@@ -68,6 +68,9 @@ class Intersection(ConstraintSet):
         self.sweeps = sweeps
         self.separable = all(member.separable for member in sets)
 
+    def __repr__(self) -> str:
+        return f"Intersection({', '.join(map(repr, self.sets))})"
+
     def check(self, params: Any) -> None:
         for member in self.sets:
             member.check(params)
@@ -175,6 +178,9 @@ class ByPath(ConstraintSet):
                 raise TypeError(f"ByPath maps patterns to sets, got {type(member).__name__} for {pattern!r}")
         self.sets = dict(sets)
 
+    def __repr__(self) -> str:
+        return f"ByPath({self.sets!r})"
+
     @property
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether all sets are boxes between two numbers, which may be given packed parameters."""
@@ -245,6 +251,14 @@ class ByPath(ConstraintSet):
 
     def tangent(self, x: Any, gradients: P) -> P:
         return self._with_free(lambda member, group, g: member.tangent(group, g), x, gradients)
+
+    def active(self, x: P, tolerance: float | Tensor = 0.0) -> P:
+        """−1 at a lower bound, 1 at an upper, 0 between them and in leaves that are in no box; int8."""
+
+        def sides(member: Any, group: Any, zeros: Any) -> Any:
+            return member.active(group, tolerance) if hasattr(member, "active") else zeros
+
+        return self._with_free(sides, x, tree.map(lambda leaf: torch.zeros_like(leaf, dtype=torch.int8), x))
 
     def linear_minimizer(self, gradients: P) -> P:
         """That of each set; infinite in leaves that are free, where a linear function has no least value."""

@@ -5,6 +5,8 @@ $$ m(d) = g \cdot d + \tfrac{1}{2} d \cdot B d, \qquad l \le x + d \le u $$
 First a projected gradient step, of the length that is best for the model until the first bound, tells which bounds to
 go to. The model's minimizer over the other coordinates may leave the box. Of two ways back, the projection and the
 point where the segment from the first step leaves the box, the one with the smaller model is taken.
+
+Vectors are along the first dimension. There may be a further one, which counts problems.
 """
 
 from __future__ import annotations
@@ -26,24 +28,26 @@ def box_step(
     pinned = torch.where(held, cauchy, 0.0)
     change = hessian.minimize_over(~held, gradient + hessian.times(pinned))
     target = torch.where(held, cauchy, change)
-    target = torch.where(target.isfinite().all(), target, cauchy)
+    target = torch.where(target.isfinite().all(0), target, cauchy)
 
     onward = target - cauchy
     room = (torch.where(onward > 0, above, below) - cauchy) / onward
-    share = torch.where(onward == 0, 1.0, room).amin().clamp(0.0, 1.0)
-    both = torch.stack([target.clamp(below, above), (cauchy + share * onward).clamp(below, above)], 1)
-    projected, truncated = both.unbind(1)
-    model = ((gradient.unsqueeze(1) + hessian.times(both) / 2) * both).sum(0)
-    step = torch.where(model[0] < model[1], projected, truncated)
-    return torch.where((gradient * step).sum() < 0, step, cauchy)
+    share = torch.where(onward == 0, 1.0, room).amin(0).clamp(0.0, 1.0)
+    projected, truncated = target.clamp(below, above), (cauchy + share * onward).clamp(below, above)
+
+    def model(step: Tensor) -> Tensor:
+        return ((gradient + hessian.times(step) / 2) * step).sum(0)
+
+    step = torch.where(model(projected) < model(truncated), projected, truncated)
+    return torch.where((gradient * step).sum(0) < 0, step, cauchy)
 
 
 def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: Tensor, above: Tensor) -> Tensor:
     """P(x − tg) − x, where t minimizes the model along −g as far as no bound forbids it at once."""
     blocked = ((below >= 0) & (gradient > 0)) | ((above <= 0) & (gradient < 0))
     steepest = torch.where(blocked, 0.0, gradient)
-    size = steepest.abs().amax()
+    size = steepest.abs().amax(0)
     unit = steepest / torch.where(size > 0, size, 1.0)
-    curvature = (unit * hessian.times(unit)).sum()
-    rate = (unit * unit).sum() / torch.where(curvature > 0, curvature, 1.0)
+    curvature = (unit * hessian.times(unit)).sum(0)
+    rate = (unit * unit).sum(0) / torch.where(curvature > 0, curvature, 1.0)
     return (-rate * gradient).clamp(below, above)

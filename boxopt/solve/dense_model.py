@@ -4,21 +4,15 @@ $$ B_+ = B - \frac{(Bs)(Bs)^\top}{s^\top B s} + \frac{y y^\top}{s^\top y} $$
 
 Before the first pair B is the unit matrix; the first pair replaces it by $y^\top y / s^\top y$ times it.
 
-In a batch the matrices are most of the memory. So what changes or factors them is an operator, which on a CPU goes
-through the batch in blocks that fit into a cache.
+Vectors are along the first dimension, matrices along the first two. There may be a further one, which counts problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from boxopt.core.search import search
-
-_BLOCK = 2**17  # numbers
 
 
 class DenseModel(NamedTuple):
@@ -47,59 +41,54 @@ class DenseModel(NamedTuple):
             curved: Whether s·y > 0. Otherwise nothing is learned.
             forget: Whether to start anew, where nothing is learned.
         """
-        product = torch.where(curved, (step * change).sum(), 1.0)
-        scale = torch.where(curved & self.fresh, (change * change).sum() / product, torch.where(forget, 0.0, 1.0))
+        product = torch.where(curved, (step * change).sum(0), 1.0)
+        scale = torch.where(curved & self.fresh, (change * change).sum(0) / product, torch.where(forget, 0.0, 1.0))
         weight = torch.where(curved, 1 / product, 0.0)
-        numbers = torch.stack([scale, weight, forget.to(scale.dtype)])
-        matrix = _updated(self.matrix, step.unsqueeze(0), change.unsqueeze(0), numbers.unsqueeze(0))
+        image = self.times(step) * scale
+        share = torch.where(curved, -1 / (image * step).sum(0), 0.0)
+        matrix = torch.addcmul(self.matrix * scale, image.unsqueeze(1), image * share)
+        matrix = torch.addcmul(matrix, change.unsqueeze(1), change * weight) + _unit(self.matrix) * forget
         return DenseModel(matrix, torch.where(curved, torch.zeros_like(forget), self.fresh | forget))
 
     def hessian(self) -> DenseModel:
         """What can be multiplied by and minimized."""
         return self
 
-    def times(self, vectors: Tensor) -> Tensor:
-        """B times a vector, or the columns of a matrix."""
-        return self.matrix @ vectors
+    def times(self, vector: Tensor) -> Tensor:
+        """B times a vector."""
+        return (self.matrix * vector).sum(1)
 
     def minimize_over(self, free: Tensor, slope: Tensor) -> Tensor:
         """The minimizer of slope·d + ½ d·Bd over the coordinates that are free; the others are 0."""
-        free = free.to(slope.dtype)
-        return -_solved((slope * free).unsqueeze(0), free.unsqueeze(0), self.matrix).squeeze(0)
+        if self.matrix.ndim > 2 or torch.compiler.is_compiling():
+            return -solve_free(self.matrix, free, slope)
+        masked = torch.where(free & free.unsqueeze(1), self.matrix, _unit(self.matrix))
+        return -torch.linalg.solve_ex(masked, torch.where(free, slope, 0.0))[0]
 
 
-@search("bfgs_update")
-def _updated(matrix: Tensor, step: Tensor, change: Tensor, numbers: Tensor) -> Tensor:
-    """The matrix scale · B − (Bs)(Bs)ᵀ/(s·Bs) + weight · yyᵀ + forget · I, its middle terms only where weight > 0.
+def _unit(matrix: Tensor) -> Tensor:
+    """The unit matrix of a matrix's shape, for all problems."""
+    unit = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+    return unit.reshape(unit.shape + (1,) * (matrix.ndim - 2))
 
-    Vectors are rows, and so are the three numbers.
+
+def solve_free(matrix: Tensor, free: Tensor, vector: Tensor) -> Tensor:
+    r"""The solution of the rows and columns of a system that are free, 0 elsewhere; by $LDL^\top$.
+
+    Args:
+        matrix: Symmetric and positive definite.
+        free: Which coordinates there are.
+        vector: The right side.
     """
-    scale, weight, forget = numbers.unsqueeze(-1).unbind(-2)
-    result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-    for new, b, s, y, c, w, r in _blocks(result, matrix, step, change, scale, weight, forget):
-        torch.mul(b, c, out=new)
-        image = torch.bmm(s, new)
-        share = torch.where(w > 0, -1 / (image * s).sum(-1, keepdim=True), 0.0)
-        new.addcmul_(image.mT * share, image).addcmul_(y.mT * w, y)
-        new.diagonal(dim1=-2, dim2=-1).add_(r.squeeze(-1))
-    return result
-
-
-@search("solve_free")
-def _solved(slope: Tensor, free: Tensor, matrix: Tensor) -> Tensor:
-    """B⁻¹ times a row, with the rows and columns of B that are not free replaced by those of the unit matrix."""
-    result = torch.empty_like(slope, memory_format=torch.contiguous_format)
-    for new, g, f, b in _blocks(result, slope, free, matrix):
-        masked = b * f
-        masked.mul_(f.mT).diagonal(dim1=-2, dim2=-1).add_(1 - f.squeeze(-2))
-        new.copy_(torch.linalg.solve_ex(masked, g.mT)[0].mT)
-    return result
-
-
-def _blocks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of matrices, part by part, where the first has all of them and of the others some may be shared."""
-    flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (first, *others)]
-    count, size = flat[0].shape[0], max(1, _BLOCK // first.shape[-1] ** 2)
-    if first.device.type != "cpu":
-        size = max(1, count)
-    return zip(*(tensor.expand(count, -1, -1).split(size) for tensor in flat), strict=True)
+    rows: list[tuple[Tensor, Tensor]] = []  # of the unit upper triangle, each with its right side
+    for here in free.unbind():
+        column = matrix[1:, 0]
+        share = torch.where(here, 1 / matrix[0, 0], 0.0)
+        row, right = column * share, vector[0] * share
+        rows.append((row, right))
+        vector = torch.addcmul(vector[1:], column, right, value=-1)
+        matrix = torch.addcmul(matrix[1:, 1:], column.unsqueeze(1), row, value=-1)
+    solution = vector  # of the rows below, nothing yet
+    for row, right in reversed(rows):
+        solution = torch.cat([(right - (row * solution).sum(0)).unsqueeze(0), solution])
+    return solution

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.bar import progress_bar
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation
 from boxopt.solve.batching import is_each, key_of, refuse_ambiguous, shared, take_apart
+from boxopt.solve.columns import by_columns
 from boxopt.solve.flat import Flat
 from boxopt.solve.pool import Pool
-from boxopt.solve.result import Progress, Result, Status
+from boxopt.solve.result import Progress, Result, is_converged
 from boxopt.solve.solver import Iterate
 from boxopt.solve.step import RUNNING, Evaluate, Limits, Run, Setting, Step
 from boxopt.solve.track import constraint_of
@@ -42,6 +44,10 @@ def drive(
     chunk_size: int | None = None,
 ) -> Result:
     """Run a solver until each problem has stopped: `boxopt.minimize` with an `Evaluate` in the place of the loss."""
+    if not isinstance(solver, GradientTransformation):
+        raise TypeError(
+            f"expected a solver, such as bx.lbfgsb(bx.Box(0.0, 1.0)), got {type(solver).__name__} {solver!r:.60}"
+        )
     tree.check_parameters(params)
     params = tree.map(torch.detach, params)
     batch = batch_of(params, batch_dims)
@@ -53,12 +59,15 @@ def drive(
     rows = [
         flattened(tensor, batch) if own else shared(tensor, batch) for tensor, own in zip(tensors, each, strict=True)
     ]
+    dims: list[int | None] = [0 if own else None for own in each]
     step = Step(evaluate, key_of((flat, setting)), flat, setting)
     with torch.no_grad():
         count = math.prod(batch) if batch else None
+        if count:
+            step, rows, dims = by_columns(step, rows, dims)
         places = _places(1 if count is None else count, chunk_size, flat.device, compile)
         params = tree.map(lambda leaf: flattened(leaf, batch), params)
-        problems = Pool(step, params, rows, each, count, places, compile)
+        problems = Pool(step, params, rows, dims, count, places, compile)
         if sync_every is None:
             sync_every = 1 if flat.device.type == "cpu" else 8
         with _Reporter(problems, callback, progress) as reporter:
@@ -128,7 +137,7 @@ class _Reporter:
     def __init__(self, problems: Pool, callback: Callable[[Progress], Any] | None, progress: bool) -> None:
         self._problems = problems
         self._callback = callback
-        self._bar = _progress_bar(problems.count) if progress else None
+        self._bar = progress_bar(total=problems.count, unit="problem") if progress else None
 
     def __enter__(self) -> _Reporter:
         return self
@@ -139,25 +148,26 @@ class _Reporter:
 
     def look(self) -> bool:
         """Whether to go on: a problem still runs, and the callback does not object."""
-        run = self._problems.run
-        running = int((run.status == RUNNING).sum())
+        running = int((self._problems.status == RUNNING).sum())
         unfinished, total = running + self._problems.waiting, self._problems.count
         stop = False
         if self._callback is not None and total:
+            run = self._problems.run
             stop = self._callback(Progress(run.steps.amax(), unfinished, total, run.state.iterate)) is True
         if self._bar is not None:
+            if total == 1:
+                self._bar.set_postfix(_numbers(self._problems.run), refresh=False)
             self._bar.update(total - unfinished - self._bar.n)
         if unfinished and not stop:
             self._problems.turn_over(running)
         return unfinished > 0 and not stop
 
 
-def _progress_bar(total: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs the package tqdm: pip install tqdm") from error
-    return tqdm(total=total, unit="problem")
+def _numbers(run: Run) -> dict[str, float]:
+    """Those of a single problem, whose bar stays empty until it has stopped."""
+    reached = run.state.iterate
+    numbers = {"evaluations": run.steps, "value": reached.value, "optimality": reached.optimality}
+    return {name: float(number.amax()) for name, number in numbers.items()}
 
 
 def _result(run: Run, flat: Flat, batch: tuple[int, ...]) -> Result:
@@ -177,7 +187,7 @@ def best_of(run: Run) -> Iterate:
     """The point that met a tolerance; where none did, that of the least loss, of those in the set if any was."""
     iterate = run.state.iterate
     best = getattr(run.state, "best", iterate)
-    met = (run.status >= int(Status.GRADIENT)) & (run.status <= int(Status.VALUE))
+    met = is_converged(run.status)
     last = met | ~best.value.isfinite()
 
     def choose(one: Tensor, other: Tensor) -> Tensor:

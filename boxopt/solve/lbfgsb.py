@@ -14,7 +14,7 @@ from boxopt.solve.box_step import box_step
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.flat import Flat
 from boxopt.solve.pair_model import PairModel
-from boxopt.solve.solver import Iterate, first_iterate, make_solver, next_iterate, zero_like
+from boxopt.solve.solver import Iterate, Within, first_iterate, make_solver, max_norm, moved, next_iterate, zero_like
 from boxopt.solve.wolfe import Search, advance_search, start_search
 
 
@@ -82,7 +82,9 @@ def lbfgsb(box: Box | None = None, *, memory: int = 10) -> GradientTransformatio
     """
     if memory < 1:
         raise ValueError(f"lbfgsb keeps at least one pair, got memory={memory}")
-    return make_solver(_lbfgsb_start, _lbfgsb_advance, Box() if box is None else box, memory=memory)
+    constraint = Box() if box is None else box
+    within = Within(_advance_within, _largest_dense(memory))
+    return make_solver(_lbfgsb_start, _lbfgsb_advance, constraint, within=within, memory=memory)
 
 
 def _lbfgsb_start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSBState:
@@ -100,7 +102,12 @@ def _lbfgsb_start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSB
 
 def _model(point: Tensor, memory: int) -> DenseModel | PairModel:
     """The model without pairs that takes less room."""
-    return DenseModel.of(point) if point.shape[0] <= 2 * memory else PairModel.of(point, memory)
+    return DenseModel.of(point) if point.shape[0] <= _largest_dense(memory) else PairModel.of(point, memory)
+
+
+def _largest_dense(memory: int) -> int:
+    """Up to how many parameters a matrix takes less room than pairs do."""
+    return 2 * memory
 
 
 def _lbfgsb_advance(
@@ -109,22 +116,29 @@ def _lbfgsb_advance(
     if state.trial.shape[0] == 0:
         iterate = next_iterate(flat, box, state.iterate, value.isfinite(), state.trial, gradient, value)
         return state._replace(iterate=iterate, stalled=torch.ones_like(state.stalled))
-    gradient, value, state = tree.map(torch.detach, (gradient, value, state))
-    lower, upper = (bound.detach() for bound in flat.bounds(box))
+    return _advance_within(*flat.bounds(box), state, gradient, value, memory=memory)
+
+
+def _advance_within(
+    lower: Tensor, upper: Tensor, state: LBFGSBState, gradient: Tensor, value: Tensor, *, memory: int
+) -> LBFGSBState:
+    """The same between bounds that are vectors; or, side by side, for problems along the last dimension."""
+    lower, upper, gradient, value, state = tree.map(torch.detach, (lower, upper, gradient, value, state))
     old = state.iterate
 
     is_first = old.accepted == 0
-    search, accepted, failed = advance_search(state.search, value, (gradient * state.direction).sum())
+    search, accepted, failed = advance_search(state.search, value, (gradient * state.direction).sum(0))
     accepted = torch.where(is_first, value.isfinite(), accepted)
-    failed = ~accepted & (failed | is_first | (state.trial == old.params).all())
-    iterate = next_iterate(flat, box, old, accepted, state.trial, gradient, value)
+    failed = ~accepted & (failed | is_first | (state.trial == old.params).all(0))
+    optimality = max_norm(state.trial - (state.trial - gradient).clamp(lower, upper))
+    iterate = moved(old, accepted, state.trial, gradient, value, optimality)
 
     step, change = state.trial - old.params, gradient - old.gradient
-    enough = torch.finfo(value.dtype).eps * (change * change).sum()
-    curved = accepted & ~is_first & ((step * change).sum() > enough)
+    enough = torch.finfo(value.dtype).eps * (change * change).sum(0)
+    curved = accepted & ~is_first & ((step * change).sum(0) > enough)
     model = state.model.learn(step, change, curved, failed)
     direction = box_step(model.hessian(), iterate.params, iterate.gradient, lower, upper)
-    slope = (iterate.gradient * direction).sum()
+    slope = (iterate.gradient * direction).sum(0)
     anew = start_search(iterate.value, slope, *_first_step(model, direction, iterate.params, lower, upper))
 
     turns = accepted | failed
@@ -143,9 +157,9 @@ def _first_step(
     Newton's is 1. Before anything is known of the scale, it is of unit length, or 1 if all coordinates have two bounds.
     """
     room = (torch.where(direction > 0, upper, lower) - point) / direction
-    limit = torch.where(direction == 0, torch.inf, room).amin().clamp(1.0, 1e10)
-    within = (upper - lower).amax().isfinite()
-    length = torch.linalg.vector_norm(direction)
+    limit = torch.where(direction == 0, torch.inf, room).amin(0).clamp(1.0, 1e10)
+    within = (upper - lower).amax(0).isfinite()
+    length = torch.linalg.vector_norm(direction, dim=0)
     return torch.where(model.fresh & ~within, 1 / length, 1.0), limit
 
 

@@ -19,11 +19,13 @@ from boxopt.solve.flat import Flat
 from boxopt.solve.gauss_newton import check_options, evaluate, residual_vector
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
 from boxopt.solve.losses import Poisson, RobustLoss
-from boxopt.solve.result import Progress
+from boxopt.solve.result import Progress, is_converged, summary
 
 
 class LeastSquaresResult(NamedTuple):
     """What `least_squares` found: one entry a problem, whose batch dimensions come first in every tensor.
+
+    ``print`` of it shows how it ended, a batch as the counts of each `Status`.
 
     Attributes:
         params: The solution, a tree as the parameters given.
@@ -45,6 +47,14 @@ class LeastSquaresResult(NamedTuple):
     active: Any
     degrees: Tensor
     state: LevenbergMarquardtState
+
+    @property
+    def converged(self) -> Tensor:
+        """Which problems met one of the tolerances: Booleans, one a problem."""
+        return is_converged(self.status)
+
+    def __str__(self) -> str:
+        return summary(self)
 
 
 def least_squares(

@@ -10,6 +10,7 @@ from torch import Tensor
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P, Scalar
+from boxopt.sets.base import expect_set
 from boxopt.sets.box import Box
 from boxopt.solve.flat import Flat
 from boxopt.solve.quadratic import add_diagonal, bounded_step, diagonal, times
@@ -94,6 +95,7 @@ def levenberg_marquardt(box: Box | None = None, *, damping: Scalar = 1e-3) -> Gr
         method", 1999), the scaling after J. J. Moré's (1978); for a box C. Kanzow, N. Yamashita and M. Fukushima, 2004.
     """
     box = Box() if box is None else box
+    expect_set(box)
     return GradientTransformation(
         bind(_levenberg_marquardt_init, box=box, damping=damping),
         bind(_levenberg_marquardt_update, box=box),

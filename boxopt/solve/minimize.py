@@ -67,7 +67,7 @@ def minimize(
         max_steps: How many evaluations a problem may take.
         callback: Called with a `boxopt.solve.result.Progress` whenever the host looks at the batch. If it returns True,
             that is the end, and what still runs has the status ``RUNNING``.
-        progress: Show how many problems have stopped, with the package tqdm.
+        progress: Show how many problems have stopped, or of a single one the numbers, with the package tqdm.
         compile: Compile the step, once for a loss, a solver and the kinds of tensors, whatever the size of a batch of
             more than ``chunk_size``. This takes 5 to 40 s, and is kept for the next call with the same ``fun`` and an
             equal solver.

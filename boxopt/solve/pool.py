@@ -19,6 +19,7 @@ from torch.func import vmap
 from boxopt.core import tree
 from boxopt.run.compile import CompiledStep, compile
 from boxopt.run.memory import materialized
+from boxopt.solve.columns import ColumnStep
 from boxopt.solve.result import Status
 from boxopt.solve.step import RUNNING, Run, Step
 
@@ -35,7 +36,7 @@ class Pool:
         step: What to do.
         params: The parameters of all problems, whose first dimension counts them if there is a batch.
         tensors: What the step reads beside the run.
-        each: Which of these have an entry for each problem.
+        dims: Along which dimension each of these has an entry for each problem; None where they share it.
         count: How many problems there are; None for a single one, without a dimension for it.
         places: How many may take part at the same time.
         compiled: Whether to compile the step, for as many problems as there are places.
@@ -46,7 +47,7 @@ class Pool:
         step: Step,
         params: Any,
         tensors: list[Tensor],
-        each: list[bool],
+        dims: list[int | None],
         count: int | None,
         places: int,
         compiled: bool,
@@ -55,7 +56,8 @@ class Pool:
         self.waiting = 0  # for a place, the last of all
         self._step = step
         self._is_batch = count is not None
-        self._each = each
+        self._dim = step.problems_dim
+        self._dims = dims
         self._places = places if compiled else 0  # how many there are, if it does not change
         self._all_tensors = self._tensors = tensors
         self._layout, self._all = self._start(params)
@@ -67,17 +69,11 @@ class Pool:
             self._load(torch.arange(self.count - self.waiting, device=step.flat.device))
         elif compiled:
             self._run = [leaf.clone() for leaf in self._all]  # to be written over, each by itself
-        self._advance = _on_leaves(step, self._layout)
-        if self._is_batch:
-            self._advance = vmap(self._advance, in_dims=(0, self._dims))
+        self._advance = _on_leaves(step, self._layout, dims if self._is_batch else None)
         if compiled:
             kinds = tuple((leaf.dtype, leaf.device, leaf.shape) for leaf in (*self._run, *self._tensors))
             structure = tree.flatten(self._layout)[1]
-            self._advance = _compiled(_Program(step, structure, kinds, tuple(each), self._advance))
-
-    @property
-    def _dims(self) -> list[int | None]:
-        return [0 if own else None for own in self._each]
+            self._advance = _compiled(_Program(step, structure, kinds, tuple(dims), self._advance))
 
     def _start(self, params: Any) -> tuple[Any, list[Tensor]]:
         """The layout of a run, and the leaves of that of all problems."""
@@ -94,16 +90,28 @@ class Pool:
             values = start(leaves, self._tensors)
         elif self.count:
             values = vmap(start, in_dims=(0 if leaves else None, self._dims))(leaves, self._tensors)
+            if self._dim:
+                values = [leaf.movedim(0, self._dim).contiguous() for leaf in values]
         else:  # the state of one problem, without it
-            tensors = [t.new_ones(t.shape[1:]) if own else t for t, own in zip(self._tensors, self._each, strict=True)]
+            tensors = [
+                t if d is None else t.new_ones(t.shape[1:]) for t, d in zip(self._tensors, self._dims, strict=True)
+            ]
             values = start([leaf.new_zeros(leaf.shape[1:]) for leaf in leaves], tensors)
             values = [value.new_zeros((0, *value.shape)) for value in values]
         return layouts[-1], values
 
     @property
     def run(self) -> Run:
-        """The problems on places."""
-        return _laid_out(self._layout, self._run)
+        """The problems on places, in the first dimension."""
+        return _laid_out(self._layout, self._in_front(self._run))
+
+    @property
+    def status(self) -> Tensor:
+        """The codes of the problems on places."""
+        return self._run[self._layout.status]
+
+    def _in_front(self, leaves: list[Tensor]) -> list[Tensor]:
+        return [leaf.movedim(self._dim, 0) for leaf in leaves] if self._is_batch else leaves
 
     def advance(self) -> None:
         """One evaluation and one update of each problem that has a place."""
@@ -117,7 +125,7 @@ class Pool:
         """
         if not self._is_batch:
             return
-        status = self.run.status
+        status = self.status
         places, free = len(status), len(status) - running
         if free * TURN_OVER < places if self.waiting else self._places or running > places // 2:
             return
@@ -137,26 +145,26 @@ class Pool:
             self._all = [leaf.clone(memory_format=torch.contiguous_format) for leaf in self._all]
             self._is_own = True
         for leaf, part in zip(self._all, self._run, strict=True):
-            leaf.index_copy_(0, self._rows, part[: len(self._rows)])
+            leaf.index_copy_(self._dim, self._rows, part.narrow(self._dim, 0, len(self._rows)))
 
     def _load(self, rows: Tensor) -> None:
         """Put problems on places; a place that is left over holds one that does not run."""
         left_over = max(0, self._places - len(rows))
         taken = torch.cat([rows, rows[:1].expand(left_over)])
 
-        def select(leaf: Tensor) -> Tensor:
-            return leaf.index_select(0, taken.to(leaf.device))
+        def select(leaf: Tensor, dim: int | None) -> Tensor:
+            return leaf if dim is None else leaf.index_select(dim, taken.to(leaf.device))
 
-        self._run = [select(leaf) for leaf in self._all]
-        self._tensors = [select(leaf) if own else leaf for leaf, own in zip(self._all_tensors, self._each, strict=True)]
+        self._run = [select(leaf, self._dim) for leaf in self._all]
+        self._tensors = [select(leaf, dim) for leaf, dim in zip(self._all_tensors, self._dims, strict=True)]
         self._rows = rows
-        self.run.status[len(rows) :] = int(Status.LIMIT)
+        self.status[len(rows) :] = int(Status.LIMIT)
 
     def result(self) -> Run:
         """All problems, in their order."""
         if self._is_batch:
             self._put_back()
-            return _laid_out(self._layout, self._all)
+            return _laid_out(self._layout, self._in_front(self._all))
         return self.run
 
 
@@ -165,13 +173,23 @@ def _laid_out(layout: Any, leaves: list[Tensor]) -> Any:
     return tree.map(lambda place: leaves[place], layout)
 
 
-def _on_leaves(step: Step, layout: Any) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
-    """A step as a function of the leaves of a run."""
+def _on_leaves(
+    step: Step, layout: Any, dims: list[int | None] | None
+) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
+    """A step as a function of the leaves of a run; of a batch if there are dimensions."""
 
     def advance(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
         return tree.leaves(step.advance(_laid_out(layout, leaves), tensors))
 
-    return advance
+    if dims is None:
+        return advance
+    if not isinstance(step, ColumnStep):
+        return vmap(advance, in_dims=(0, dims))
+
+    def advance_all(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+        return tree.leaves(step.advance_all(_laid_out(layout, leaves), tensors, dims))
+
+    return advance_all
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,7 @@ class _Program:
     step: Step
     structure: Any
     kinds: tuple[Any, ...]
-    each: tuple[bool, ...]
+    dims: tuple[int | None, ...]
     function: Callable[..., Any] = field(compare=False)
 
 

@@ -45,6 +45,8 @@ class Status(IntEnum):
 class Result(NamedTuple):
     """What `minimize` found: one entry a problem, whose batch dimensions come first in every tensor.
 
+    ``print`` of it shows how it ended, a batch as the counts of each `Status`.
+
     Attributes:
         params: The best feasible point seen, a tree as the parameters given.
         value: The loss there.
@@ -62,6 +64,46 @@ class Result(NamedTuple):
     steps: Tensor
     state: Any
     aux: Any = None
+
+    @property
+    def converged(self) -> Tensor:
+        """Which problems met one of the tolerances: Booleans, one a problem."""
+        return is_converged(self.status)
+
+    def __str__(self) -> str:
+        return summary(self)
+
+
+def is_converged(status: Tensor) -> Tensor:
+    """Which of these codes say that a tolerance was met."""
+    return (status >= int(Status.GRADIENT)) & (status <= int(Status.VALUE))
+
+
+def summary(result: Any) -> str:
+    """A result in words: of one problem its end, numbers and parameters; of a batch how many ended in which way.
+
+    Example:
+        >>> import torch, boxopt as bx
+        >>> loss = lambda x: ((x - 2) ** 2).sum()
+        >>> print(bx.minimize(loss, torch.zeros(2), bx.lbfgsb(bx.Box(0.0, 1.0))))
+        converged: the projected gradient is within the tolerance
+        value 2, optimality 0, after 2 evaluations
+        params tensor([1., 1.])
+        >>> print(bx.minimize(loss, torch.zeros(5, 2), bx.lbfgsb(bx.Box(0.0, 1.0)), batch_dims=1))
+        5 problems, 2 evaluations at most
+        5 converged: the projected gradient is within the tolerance
+    """
+    if result.status.ndim == 0:
+        return (
+            f"{Status(int(result.status))}\n"
+            f"value {float(result.value):.6g}, optimality {float(result.optimality):.3g}, "
+            f"after {int(result.steps)} evaluations\n"
+            f"params {result.params}"
+        )
+    codes, counts = result.status.unique(return_counts=True)
+    most = int(result.steps.max()) if result.steps.numel() else 0
+    ends = [f"{count} {Status(code)}" for code, count in zip(codes.tolist(), counts.tolist(), strict=True)]
+    return "\n".join([f"{result.status.numel()} problems, {most} evaluations at most", *ends])
 
 
 class Progress(NamedTuple):

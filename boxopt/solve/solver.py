@@ -24,7 +24,7 @@ from torch import Tensor
 from boxopt.core import tree
 from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.solve.flat import Flat
 
 
@@ -76,6 +76,19 @@ Advance = Callable[..., Any]
 comes as an infinite value and a zero gradient: a trial to be rejected."""
 
 
+class Within(NamedTuple):
+    """A method for boxes that takes the problems of a batch side by side.
+
+    Attributes:
+        advance: ``advance(lower, upper, state, gradient, value) -> state``, on matrices whose columns are the vectors
+            of problems, and vectors with a number for each.
+        size: Up to how many parameters a problem may have.
+    """
+
+    advance: Callable[..., Any]
+    size: int
+
+
 def make_solver(
     start: Start,
     advance: Advance,
@@ -83,6 +96,7 @@ def make_solver(
     *,
     takes_value_fn: bool = False,
     strictly: bool = False,
+    within: Within | None = None,
     **options: Any,
 ) -> GradientTransformation:
     """The transformation of a method written in vectors.
@@ -93,12 +107,14 @@ def make_solver(
         constraint: The set.
         takes_value_fn: Whether ``update`` takes ``value_fn=`` too, and passes it on to ``advance``.
         strictly: Whether trials are in the interior of the set.
-        **options: Further keyword arguments of both functions.
+        within: As `Within`, for a method that can take the problems of a batch side by side.
+        **options: Further keyword arguments of these functions.
     """
+    expect_set(constraint)
     update = second_order_update if takes_value_fn else solver_update
     return GradientTransformation(
         bind(solver_init, constraint=constraint, start=start, options=options),
-        bind(update, constraint=constraint, advance=advance, strictly=strictly, options=options),
+        bind(update, constraint=constraint, advance=advance, strictly=strictly, within=within, options=options),
         finished,
     )
 
@@ -119,6 +135,7 @@ def solver_update(
     constraint: ConstraintSet,
     advance: Advance,
     strictly: bool,
+    within: Within | None,
     options: dict[str, Any],
 ) -> tuple[P, Any]:
     """Advance by what was found at the trial; at any other point, as an infeasible start is, only move to the trial."""
@@ -140,6 +157,7 @@ def second_order_update(
     constraint: ConstraintSet,
     advance: Advance,
     strictly: bool,
+    within: Within | None,
     options: dict[str, Any],
 ) -> tuple[P, Any]:
     """`solver_update` for a method that differentiates the loss itself, and is a constant to further derivatives."""
@@ -152,6 +170,7 @@ def second_order_update(
         constraint=constraint,
         advance=advance,
         strictly=strictly,
+        within=within,
         options=options,
     )
 
@@ -187,6 +206,11 @@ def next_iterate(
 ) -> Iterate:
     """The iterate at ``point`` where ``accept`` holds, the old one elsewhere."""
     optimality = max_norm(projected_gradient(flat, constraint, point, gradient))
+    return moved(old, accept, point, gradient, value, optimality)
+
+
+def moved(old: Iterate, accept: Tensor, point: Tensor, gradient: Tensor, value: Tensor, optimality: Tensor) -> Iterate:
+    """The iterate with these entries where ``accept`` holds, the old one elsewhere."""
     new = Iterate(point, gradient, value, optimality, old.accepted + 1)
     return tree.map(lambda one, other: torch.where(accept, one, other), new, old)
 
@@ -224,8 +248,8 @@ def shorter(fraction: Tensor, promised: Tensor, rise: Tensor) -> Tensor:
 
 
 def max_norm(x: Tensor) -> Tensor:
-    """‖x‖∞, 0 for a vector without entries."""
-    return x.abs().amax() if x.numel() else x.sum()
+    """‖x‖∞ along the first dimension, 0 for a vector without entries."""
+    return x.abs().amax(0) if x.shape[0] else x.sum(0)
 
 
 def nonzero(x: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ class Step:
     key: Hashable
     flat: Flat = field(compare=False)
     setting: Any = field(compare=False)
+    problems_dim = 0  # in what a batch's run holds
 
     def start(self, params: Any, tensors: list[Tensor]) -> Run:
         """The run before the first evaluation."""
@@ -105,12 +106,16 @@ class Step:
         extra = {name: value for name, value in extra.items() if names is None or name in names}
         _, state = solver.update(gradients, run.state, params, **extra)
         steps = run.steps + 1
-        new = Run(state, _status(run.state.iterate, state, steps, setting.limits), steps)
-        running = run.status == RUNNING
-        return tree.map(lambda one, other: torch.where(running, one, other), new, run)
+        return frozen(run, Run(state, status_of(run.state.iterate, state, steps, setting.limits), steps))
 
 
-def _status(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
+def frozen(old: Run, new: Run) -> Run:
+    """The old run where it has ended, the new one elsewhere."""
+    running = old.status == RUNNING
+    return tree.map(lambda one, other: torch.where(running, one, other), new, old)
+
+
+def status_of(old: Iterate, state: Any, steps: Tensor, limits: Limits) -> Tensor:
     """Whether the point reached is the last, and why."""
     new = state.iterate
     again = (new.accepted > old.accepted) & (old.accepted > 0)
