@@ -230,24 +230,28 @@ def save_picture(
     figure = Figure(figsize=(14, 6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     for axes, (norm, ball) in zip(left.subplots(3, 1), BALLS.items(), strict=True):
-        for number, name in enumerate(clean):
+        for name, color in zip(clean, ("#d55e00", "#0072b2"), strict=True):
             mine = [row for row in rows if (row.network, row.norm) == (name, norm)]
             budgets = [0.0, *ball.budgets]
-            axes.plot(budgets, [clean[name], *(row.accuracy for row in mine)], "o-", color=f"C{number}", label=name)
+            axes.plot(
+                budgets, [clean[name], *(row.accuracy for row in mine)], "o-", color=color, label=f"{name} network"
+            )
             if mine[0].theirs is not None:
                 found = [row.theirs for row in mine]
-                axes.plot(ball.budgets, found, "x", color=f"C{number}", markersize=9, label=f"{name}, torchattacks")
-        axes.set(xlabel=f"{norm} budget", ylabel="accuracy", ylim=(-0.03, 1.03))
+                axes.plot(ball.budgets, found, "x", color=color, markersize=9, label=f"{name}, torchattacks")
+        axes.set(xlabel=f"{norm.replace('inf', '∞')} budget", ylabel="accuracy", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=9)
+    left.suptitle("Trained against L∞: it helps against L2 too, not against L1")
     right.suptitle("Digits before and after; above each, what the plain network reads")
     grid = right.subplots(len(shown), SHOWN)
     for line, (title, (images, labels)) in zip(grid, shown.items(), strict=True):
-        for axes, image, label in zip(line, images, labels, strict=True):
+        for column, (axes, image, label) in enumerate(zip(line, images, labels, strict=True)):
             axes.imshow(image.view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
-            axes.set_title(str(int(label)), fontsize=9)
+            changed = int(label) != int(shown["before"][1][column])
+            axes.set_title(str(int(label)), fontsize=12, color="#d55e00" if changed else "black")
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(title, fontsize=9)
+        line[0].set_ylabel(title.replace("inf", "∞"), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -44,7 +44,7 @@ BOUNDS = bx.Box(
     {"height": None, "lifetime": 8.0, "background": None},
 )
 KINDS = ("between bounds", "lifetime at its upper bound", "lifetime at its lower bound", "no background", "several")
-COLORS = ("#e8e8e8", "#c0392b", "#2c6fbb", "#3a9d5d", "#8e44ad")
+COLORS = ("#e8e8e8", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
 
 class Maps(NamedTuple):
@@ -161,7 +161,7 @@ def draw(maps: Maps, path: Path) -> None:
     side = round(len(maps.counts) ** 0.5)
     image = lambda x: x.reshape(side, side).numpy()  # noqa: E731
     fit = maps.fit.params
-    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    figure = Figure(figsize=(13, 7.9), layout="constrained")
     axes = figure.subplots(2, 3)
     panels: list[tuple[Any, str, dict[str, Any]]] = [
         (maps.counts[:, 0], "counts in the first frame", {"cmap": "gray"}),
@@ -172,7 +172,7 @@ def draw(maps: Maps, path: Path) -> None:
     ]
     for axis, (values, title, options) in zip(axes.flat, panels, strict=False):
         figure.colorbar(axis.imshow(image(values), interpolation="none", **options), ax=axis, shrink=0.85)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=12)
     shown = axes.flat[-1].imshow(
         image(kinds(maps.fit.active)),
         interpolation="none",
@@ -181,10 +181,11 @@ def draw(maps: Maps, path: Path) -> None:
     )
     bar = figure.colorbar(shown, ax=axes.flat[-1], shrink=0.85, ticks=range(len(KINDS)))
     bar.ax.set_yticklabels([name.replace(" at its ", "\nat its ") for name in KINDS], fontsize=8)
-    axes.flat[-1].set_title("which bounds are active", fontsize=11)
+    share = float((kinds(maps.fit.active) > 0).double().mean())
+    axes.flat[-1].set_title(f"{100 * share:.0f} % of the pixels are at a bound", fontsize=12)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle(f"{len(maps.counts):,} decays fitted by maximum likelihood, each within its bounds", fontsize=13)
+    figure.suptitle(f"{len(maps.counts):,} decays fitted by maximum likelihood, each within its bounds", fontsize=15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

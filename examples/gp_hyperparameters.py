@@ -9,7 +9,7 @@ once. Then the parameters go back into the model.
 
 ::
 
-    pip install 'boxopt[interop]'
+    pip install 'boxopt[examples,interop]'
     python examples/gp_hyperparameters.py [--restarts N] [--points N]
 """
 
@@ -20,9 +20,11 @@ import copy
 import math
 import time
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
@@ -110,6 +112,18 @@ def fit(mll: Any, restarts: int = 16) -> bx.Result:
     return result
 
 
+def truth(x: Tensor) -> Tensor:
+    """A wave along the first input, a parabola along the second, nothing along the third."""
+    return torch.sin(9 * x[..., 0]) + x[..., 1] ** 2
+
+
+def make_data(points: int) -> tuple[Tensor, Tensor]:
+    """Inputs, and what is measured there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(points, 3, dtype=torch.float64, generator=generator)
+    return x, truth(x) + 0.1 * torch.randn(points, dtype=torch.float64, generator=generator)
+
+
 def make_models(points: int) -> dict[str, Any]:
     """Two models of the same noisy data: BoTorch's standard one, and one as in GPyTorch's tutorials."""
     import gpytorch
@@ -128,9 +142,7 @@ def make_models(points: int) -> dict[str, Any]:
         def forward(self, x: Tensor) -> Any:
             return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(points, 3, dtype=torch.float64, generator=generator)
-    y = torch.sin(9 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * torch.randn(points, dtype=torch.float64, generator=generator)
+    x, y = make_data(points)
     y = (y - y.mean()) / y.std()
     models = {"BoTorch's SingleTaskGP": SingleTaskGP(x, y[:, None]), "GPyTorch's ExactGP": Plain(x, y).double()}
     return {name: ExactMarginalLogLikelihood(model.likelihood, model) for name, model in models.items()}
@@ -143,10 +155,46 @@ def likelihood(mll: Any) -> float:
         return float(mll(mll.model(*mll.model.train_inputs), mll.model.train_targets))
 
 
+def save_picture(path: Path, theirs: Any, ours: Any, points: int, restarts: int) -> None:
+    """What GPyTorch's model predicts along each input, the others in the middle, fitted in both ways."""
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
+    y = make_data(points)[1]
+    lengths = ours.model.covar_module.base_kernel.lengthscale.detach().flatten()
+    place = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for index, axes in enumerate(figure.subplots(1, 3, sharey=True)):
+        line = torch.full((101, 3), 0.5, dtype=torch.float64)
+        line[:, index] = place
+        axes.plot(place, truth(line), color="black", linewidth=1.5, label="the truth")
+        for mll, color, style, label in (
+            (ours, "#0072b2", "-", f"boxopt, {restarts} starts"),
+            (theirs, "#d55e00", "--", "SciPy, one start"),
+        ):
+            mll.eval()
+            with torch.no_grad():
+                found = mll.model(line)
+            mean, spread = found.mean * y.std() + y.mean(), 2 * found.stddev * y.std()
+            axes.plot(place, mean, style, color=color, linewidth=2.5, label=label)
+            if mll is ours:
+                band = {"color": color, "alpha": 0.15, "linewidth": 0, "label": "two standard deviations"}
+                axes.fill_between(place, mean - spread, mean + spread, **band)
+        axes.set(xlabel=f"input {index + 1}", title=f"length scale {float(lengths[index]):.2g}")
+        axes.grid(alpha=0.25)
+        if index == 0:
+            axes.set_ylabel("prediction, the other inputs being 0.5")
+        if index == 2:
+            axes.legend(loc="upper right", frameon=False)
+    figure.suptitle(
+        "One fit of all starts finds what SciPy finds: a wave, a parabola, and an input without effect", fontsize=15
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--restarts", type=int, default=16)
     parser.add_argument("--points", type=int, default=60)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
     options = parser.parse_args(arguments)
     from botorch.fit import fit_gpytorch_mll
 
@@ -165,6 +213,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         )
     for row in rows:
         print(f"{row.model:24} {row.fit:20} log likelihood a point {row.likelihood:9.6f}   {row.seconds:6.2f} s")
+    path = options.output / "gp_hyperparameters.png"
+    save_picture(path, theirs["GPyTorch's ExactGP"], ours["GPyTorch's ExactGP"], options.points, options.restarts)
+    print(f"picture: {path}")
     return rows
 
 

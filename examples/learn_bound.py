@@ -51,6 +51,7 @@ Weights = dict[str, list[Tensor]]
 
 SIZES = (64, 32, 32, 10)
 BITS = (2, 3, 4)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 INNER_STEPS, INNER_RATE = 10, 0.03
 OUTER_RATE = 0.03
 NARROWEST = 0.05  # of the largest weight
@@ -242,7 +243,7 @@ def save_picture(path: Path, result: Result, weights: Tensor, quantized: dict[st
     left, middle, right = figure.subplots(1, 3)
     place = np.arange(len(BITS))
     for number, (name, found) in enumerate(result.accuracies.items()):
-        colour, hatch = f"C{number % 3}", "//" if WAYS[name][1] else None
+        colour, hatch = COLORS[number % 3], "//" if WAYS[name][1] else None
         offset = (number - (len(WAYS) - 1) / 2) * 0.14
         mean, spread = found.mean(1).numpy(), found.std(1, correction=0).numpy()
         left.bar(place + offset, mean, 0.13, yerr=spread, color=colour, hatch=hatch, edgecolor="white", label=name)
@@ -250,18 +251,20 @@ def save_picture(path: Path, result: Result, weights: Tensor, quantized: dict[st
             place + offset, result.ranges[name].mean((1, 2)).numpy(), 0.13, color=colour, hatch=hatch, edgecolor="white"
         )
     left.axhline(float(result.unquantized.mean()), color="k", linewidth=1, label="not quantized")
-    left.set(ylabel="accuracy", title="Digits held out", ylim=(0, 1.02))
-    middle.set(ylabel="range over the largest weight", title="Ranges, mean of layers and networks", ylim=(0, 1.05))
+    left.set(ylabel="accuracy", title="With few bits the range decides (digits held out)", ylim=(0, 1.02))
+    middle.set(
+        ylabel="range over the largest weight", title="Learned ranges are tight (mean of all layers)", ylim=(0, 1.05)
+    )
     for axes in (left, middle):
         axes.set_xticks(place.tolist(), [f"{bits} bits" for bits in BITS])
-    left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    figure.legend(*left.get_legend_handles_labels(), ncols=4, loc="outside lower center", frameon=False)
     right.hist(weights.flatten().numpy(), bins=80, color="0.8", label="weights")
     for number, (name, found) in enumerate(quantized.items()):
         for value in found.unique():
             label = name if value == found.unique()[0] else None
-            right.axvline(float(value), color=f"C{number}", linestyle=("-", "--", ":")[number], label=label)
-    right.set(title="First layer: its three values with 2 bits", xlabel="value", yscale="log")
-    right.legend(fontsize=8)
+            right.axvline(float(value), color=COLORS[number], linewidth=2.5, label=label)
+    right.set(title="First layer: its three values with 2 bits", xlabel="value", ylabel="weights", yscale="log")
+    right.legend(fontsize=9, loc="lower center", framealpha=0.95)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -49,6 +49,7 @@ Weights = list[Tensor]
 Meta = dict[str, Weights]
 
 SIZES = (64, 40, 40, 3)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 WAYS, QUERIES = 3, 15
 SEEN = 6  # classes for meta-training
 TASKS = 16  # in a meta-batch
@@ -218,32 +219,38 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     plots, shown = parts
     left, middle = plots.subplots(1, 2)
-    for name, label in (("MAML", "MAML"), ("scratch", "random start")):
-        left.plot(result.curves[name].numpy(), "o-" if name == "MAML" else "-", markersize=4, label=label)
+    for name, label, color in (("MAML", "MAML", COLORS[0]), ("scratch", "random start", COLORS[1])):
+        left.plot(result.curves[name].numpy(), "o-" if name == "MAML" else "-", markersize=4, color=color, label=label)
     for number, name in enumerate(("centroid", "logistic"), 2):
         left.axhline(
             float(result.accuracies[name].mean()),
-            color=f"C{number}",
+            color=COLORS[number],
             linestyle="--" if number == 2 else ":",
             label=ROWS[name],
         )
     left.axhline(1 / WAYS, color="0.6", linewidth=1, label="guessing")
-    left.set(xscale="symlog", xlabel="inner step", ylabel="accuracy", title=f"{WAYS}-way, {shots}-shot, unseen classes")
+    left.set(
+        xscale="symlog",
+        xlabel="inner step",
+        ylabel="accuracy",
+        title=f"Unseen digits: three classes, {shots} image{'s' * (shots > 1)} of each",
+    )
     left.set_xticks([0, 1, 2, 5, 10, 100], ["0", "1", "2", "5", "10", "100"])
-    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.9))
+    left.set_xlim(left=-0.2)
+    left.legend(fontsize=9, loc="lower right")
     left.grid(alpha=0.3)
     each = torch.stack([found.mean(1) for found in result.accuracies.values()])
     middle.plot(each.numpy(), "o-", color="0.6", markersize=4, linewidth=0.8)
-    middle.plot(each.mean(1).numpy(), "D", color="C0", label="mean")
+    middle.plot(each.mean(1).numpy(), "D", color=COLORS[0], markersize=8, label="mean")
     middle.set_xticks(
         range(len(each)),
         ["MAML,\nseen", "MAML", "random\n5 steps", "random\n100 steps", "nearest\ncentroid", "logistic\nreg."],
     )
     middle.tick_params("x", labelsize=8)
-    middle.set(title="a line for each split of the classes")
+    middle.set(title="Each split of the classes is a line")
     middle.legend(fontsize=8)
     middle.grid(alpha=0.3)
-    shown.suptitle("Unseen digits: given (left), new, and MAML's answer: green right, red wrong", fontsize=10)
+    shown.suptitle("Given (left), new, and MAML's answer: green right, orange wrong")
     per_class = 5
     grid = shown.subplots(2 * WAYS, 1 + per_class)
     for number in range(2):
@@ -257,7 +264,9 @@ def save_picture(path: Path, result: Result, tasks: Tasks, answers: Tensor, shot
             line[0].set_ylabel(f"class {way}", fontsize=7)
             for axes, place in zip(line[1:], places, strict=True):
                 answer = int(answers[0, number, place])
-                axes.set_xlabel(f"class {answer}", color="C2" if answer == way else "C3", fontsize=7, labelpad=1)
+                axes.set_xlabel(
+                    f"class {answer}", color=COLORS[2] if answer == way else COLORS[1], fontsize=7, labelpad=1
+                )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -48,6 +48,7 @@ Weights = list[Tensor]
 
 SIZES = (1, 40, 40, 1)
 SHOTS = 10
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 TASKS = 25  # in a meta-batch
 INNER_RATE, OUTER_RATE = 0.01, 1e-3
 TEST_STEPS = 10
@@ -189,7 +190,7 @@ def save_picture(path: Path, results: dict[str, Result], tasks: Tasks, bound: fl
     panels = figure.subplots(2, 4)
     line = torch.linspace(-5, 5, 200)[:, None]
     box = bx.Box(-bound, bound)
-    for row, (name, result) in zip(panels, results.items(), strict=True):
+    for row, color, (name, result) in zip(panels, COLORS, results.items(), strict=False):
         for panel, number in zip(row, (0, 1, 2), strict=False):
             task = Tasks(*(leaf[number] for leaf in tasks))
             order = task.new_x[:, 0].argsort()
@@ -197,26 +198,32 @@ def save_picture(path: Path, results: dict[str, Result], tasks: Tasks, bound: fl
             for steps, style in ((0, ":"), (1, "--"), (10, "-")):
                 weights, _ = adapt(result.start, task, box, steps)
                 panel.plot(
-                    line, predict(weights, line), style, color="C0", label=f"{steps} steps" if steps != 1 else "1 step"
+                    line, predict(weights, line), style, color=color, label=f"{steps} steps" if steps != 1 else "1 step"
                 )
             panel.plot(task.x, task.y, "k^", markersize=5, label="given")
             panel.set(title=f"{name}: task {number + 1}", ylim=(-5.5, 5.5))
-        row[0].legend(fontsize=7)
-    for name, result in results.items():
+        row[0].legend(fontsize=8)
+    for color, (name, result) in zip(COLORS, results.items(), strict=False):
         mean = result.errors.mean(0)
-        panels[0, 3].semilogy(mean, "o-", markersize=4, label=f"{name}, |weights| ≤ {bound:g}")
+        panels[0, 3].semilogy(mean, "o-", markersize=4, color=color, label=f"{name}, |weights| ≤ {bound:g}")
     for (name, figures), marker in zip(PAPER.items(), "x+", strict=True):
         panels[0, 3].plot((0, 1, 10), figures, marker, color="k", markersize=8, label=f"{name}, paper (about)")
     panels[0, 3].set(title=f"mean of {len(tasks.x)} tasks", xlabel="step", ylabel="mean squared error")
-    panels[0, 3].legend(fontsize=7)
+    panels[0, 3].legend(fontsize=8)
     panels[0, 3].grid(alpha=0.3)
-    for name, result in results.items():
+    for color, (name, result) in zip(COLORS, results.items(), strict=False):
         numbers = torch.cat([leaf.flatten() for leaf in result.adapted])
         panels[1, 3].hist(
-            numbers.numpy(), bins=80, range=(-1.02 * bound, 1.02 * bound), histtype="step", density=True, label=name
+            numbers.numpy(),
+            bins=80,
+            range=(-1.02 * bound, 1.02 * bound),
+            histtype="step",
+            density=True,
+            color=color,
+            label=name,
         )
     panels[1, 3].set(title="weights after ten steps", xlabel="value", yscale="log")
-    panels[1, 3].legend(fontsize=7)
+    panels[1, 3].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -191,15 +191,17 @@ def save_picture(path: Path, curves: dict[str, np.ndarray]) -> None:
     features = [NAMES[index] for index in np.flatnonzero(SIGNS.numpy())]
     grid = figure.subplots(len(curves), len(features), sharex=True, sharey=True)
     for number, (line, (name, values)) in enumerate(zip(grid, curves.items(), strict=True)):
+        color, share = ("#d55e00", "#0072b2")["monotone" in name], wrong_way(values)
         for axes, feature, each in zip(line, features, values, strict=True):
-            axes.plot(RANGE.numpy(), each[:40].T, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            axes.plot(RANGE.numpy(), each[:40].T, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(RANGE.numpy(), each.mean(0), color="black", linewidth=2)
             axes.grid(alpha=0.3)
             if number == 0:
-                axes.set_title(f"{feature} {'↓' if feature == 'HDL' else '↑'}")
-        line[0].set_ylabel(name)
+                axes.set_title(f"{feature} {'↓' if feature == 'HDL' else '↑'}", fontsize=13)
+        line[0].set_ylabel(f"{name.split(',')[0]}\n{100 * share:.0f} % of steps wrong", fontsize=12)
     figure.supxlabel("standard deviations from the mean; each line is a person, all else equal, and black their mean")
-    figure.supylabel("predicted progression")
+    figure.supylabel("predicted progression, in standard deviations")
+    figure.suptitle("With weights in a box, no prediction goes the wrong way", fontsize=15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -233,7 +233,7 @@ def save_picture(path: Path, histories: dict[str, History]) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for number, (name, history) in enumerate(histories.items()):
-        losses, colour = history.losses.cpu(), f"C{number}"
+        losses, colour = history.losses.cpu(), ("#d55e00", "#0072b2")[number]
         steps = EVERY * torch.arange(len(losses))
         left.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.7)
         left.plot(steps, losses.nanmedian(dim=1).values, "--", color=colour, label=f"median, {name}")
@@ -243,20 +243,20 @@ def save_picture(path: Path, histories: dict[str, History]) -> None:
     )
     left.set_yticks((0.2, 0.3, 0.5, 1.0, 2.0), labels=("0.2", "0.3", "0.5", "1", "2"))
     left.set_yticks((), minor=True)
-    left.legend(fontsize=8, loc=(0.5, 0.34))
+    left.legend(fontsize=9, loc=(0.47, 0.34))
     history = histories["replacing"]
     rows, line = torch.arange(len(history.losses)), lineage(history)
     for axes, field, title in (
         (middle, "learning_rate", "The best member's learning rates: a schedule"),
-        (right, "bound", "Bounds on the weights"),
+        (right, "bound", "Its bounds on the weights"),
     ):
         values = getattr(history.settings, field).cpu()
-        axes.plot(EVERY * rows, values, ".", color="C1", alpha=0.25, markersize=3)
+        axes.plot(EVERY * rows, values, ".", color="#0072b2", alpha=0.3, markersize=4)
         axes.plot(
             EVERY * rows, values[rows, line], color="black", linewidth=2, label="the best member and its ancestors"
         )
         axes.set(xlabel="step", ylabel=field.replace("_", " "), yscale="log", title=title)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

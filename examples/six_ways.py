@@ -31,6 +31,7 @@ import boxopt.plot
 
 BOX = bx.Box(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 1.0]))
 START = torch.tensor([-0.8, 0.1])
+INSIDE, OUTSIDE = "#0072b2", "#d55e00"  # a path that never leaves the box, and one that does
 SOLUTION = torch.tensor([0.4, 1.0])  # on the upper wall; the free minimum is (0.4, 1.6)
 
 
@@ -73,14 +74,22 @@ def descend(name: str, way: bx.GradientTransformation, steps: int) -> Run:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Six panels."""
-    figure = Figure(figsize=(12, 6.8), layout="constrained")
-    for ax, run in zip(figure.subplots(2, 3).ravel(order="F"), runs, strict=True):
-        bx.plot.trajectory(run.written, BOX, loss, ax=ax)
-        ax.set(xlim=(-1.25, 1.25), ylim=(-0.15, 1.85))
-        ax.plot(*SOLUTION, "x", color="black", markersize=9, markeredgewidth=2, zorder=5)
-        largest, last = run.written["violation"].max(), bx.violation(BOX, run.end)
-        ax.set_title(f"{run.name}\noutside by {largest:.2g} at most, {last:.2g} at the end", fontsize="medium")
-    figure.suptitle("Six ways to stay in a box: gradient space above, step space below")
+    figure = Figure(figsize=(13, 7.4), layout="constrained")
+    limits = {"xlim": (-1.25, 1.25), "ylim": (-0.15, 1.85)}
+    for ax, run in zip(figure.subplots(2, 3, sharex=True, sharey=True).ravel(order="F"), runs, strict=True):
+        largest, last = float(run.written["violation"].max()), float(bx.violation(BOX, run.end))
+        ax.plot(*SOLUTION, "x", color="black", markersize=10, markeredgewidth=2.5, zorder=5)
+        ax.set(**limits)  # before the path: contours fill what is shown
+        bx.plot.trajectory(run.written, BOX, loss, ax=ax, color=OUTSIDE if largest > 0 else INSIDE)
+        ax.set(**limits)
+        where = f"outside by {largest:.2g} at most, {last:.2g} at the end" if largest > 0 else "never outside"
+        ax.set_title(f"{run.name}\n{where}", fontsize="large")
+        ax.label_outer()
+    figure.suptitle(
+        "Six ways to stay in a box: only the projection and the barrier never leave it\n"
+        "above, applied to the gradient; below, to the step; ×, the solution",
+        fontsize="x-large",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

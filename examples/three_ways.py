@@ -207,14 +207,18 @@ def save_picture(path: Path, runs: Sequence[Run], reference: Tensor) -> None:
     """Left, convergence; right, the coefficients against the walls."""
     figure = Figure(figsize=(13, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = {"projection": "C0", "penalty": "C1", "barrier": "C2", "wrong": "C3"}
+    colours = {"projection": "#0072b2", "penalty": "#cc79a7", "barrier": "#009e73", "wrong": "#d55e00"}
     shown = [run for run in runs if run.group in colours]
     styles = {group: iter(["-", "--", ":"]) for group in colours}
     for run in shown:
         distances = np.maximum(run.distances, 1e-17)
         left.semilogy(distances, next(styles[run.group]), color=colours[run.group], label=f"{run.group}: {run.name}")
-    left.set(xlabel="step", ylabel="largest distance from the exact solution", title="Convergence")
-    left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    left.set(
+        xlabel="step",
+        ylabel="largest distance from the exact solution",
+        title="The projection reaches the solution; wrong ways stop somewhere else",
+    )
+    left.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     left.grid(alpha=0.3)
     right.axhspan(LOWER, UPPER, color="0.93", zorder=0)
     right.axhline(LOWER, color="0.4", linewidth=1)
@@ -228,8 +232,13 @@ def save_picture(path: Path, runs: Sequence[Run], reference: Tensor) -> None:
         offset = (number - (len(chosen) - 1) / 2) * 0.12
         label = run.group if run.group != "wrong" else f"wrong: {run.name}"
         right.plot(place + offset, run.params, next(markers), color=colours[run.group], markersize=5, label=label)
-    right.set(xlabel="coefficient", ylabel="value", title="Where they end (grey: allowed)", xticks=place)
-    right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    right.set(
+        xlabel="coefficient",
+        ylabel="value",
+        title="Where they end: projection on the walls, barrier inside (grey: allowed)",
+        xticks=place,
+    )
+    right.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -250,8 +250,8 @@ def save_picture(path: Path, rows: Sequence[Row], errors: np.ndarray) -> None:
     net = next(row for row in rows if row.name.startswith("elastic net, boxopt"))
     assert net.path is not None
     assert net.powers is not None
-    left.plot(*net.path.T, "o-", color="C3", markersize=3, linewidth=1, label="hypergradients")
-    left.plot(*net.powers, "*", color="white", markeredgecolor="C3", markersize=14, label="best of them")
+    left.plot(*net.path.T, "o-", color="#d55e00", markersize=4, linewidth=1, label="hypergradients")
+    left.plot(*net.powers, "*", color="white", markeredgecolor="#d55e00", markersize=15, label="best of them")
     best = np.unravel_index(errors.argmin(), errors.shape)
     left.plot(
         places[best[0]],
@@ -262,18 +262,29 @@ def save_picture(path: Path, rows: Sequence[Row], errors: np.ndarray) -> None:
         markersize=13,
         label="best of the grid",
     )
-    left.set(xlabel="log10 of the l1 strength", ylabel="log10 of the l2 strength", title="Elastic net")
-    left.legend(fontsize=8, loc="upper left")
-    for number, row in enumerate(rows):
+    left.set(
+        xlabel="log10 of the l1 strength",
+        ylabel="log10 of the l2 strength",
+        title="Elastic net: from the middle to the best in a few steps",
+    )
+    left.legend(fontsize=9, loc="upper left")
+    colors = {"ridge": "#0072b2", "elastic net": "#d55e00", "elastic net by group": "#009e73"}
+    for row in rows:
+        color = colors[row.name.split(",")[0]]
         if row.path is None:
-            right.plot(row.fits, row.error, "s", color=f"C{number}", label=row.name)
+            right.plot(row.fits, row.error, "s", color=color, markersize=8, label=row.name)
         else:
             fits = FOLDS * np.arange(1, 1 + len(row.errors))
-            right.plot(fits, np.minimum.accumulate(row.errors), "-", color=f"C{number}", label=row.name)
-    right.set(xlabel="fits", ylabel="least error of cross-validation so far", xscale="log", title="What it takes")
+            right.plot(fits, np.minimum.accumulate(row.errors), "-", color=color, linewidth=2.5, label=row.name)
+    right.set(
+        xlabel="fits",
+        ylabel="least error of cross-validation so far",
+        xscale="log",
+        title="Hypergradients need a fraction of the grid's fits",
+    )
     lowest = min(row.error for row in rows)
     right.set_ylim(lowest - 0.01, lowest + 0.12)
-    right.legend(fontsize=8)
+    right.legend(fontsize=9)
     right.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -146,9 +146,10 @@ def test_decay_maps(tmp_path):
     assert load("decay_maps").compare_with_scipy(maps, 20) < 1e-5
 
 
-def test_gp_hyperparameters():
+def test_gp_hyperparameters(tmp_path):
     pytest.importorskip("botorch", reason="the extra interop is not installed")
-    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25"])
+    rows = load("gp_hyperparameters").main(["--restarts", "4", "--points", "25", "--output", str(tmp_path)])
+    assert (tmp_path / "gp_hyperparameters.png").stat().st_size > 20_000
     assert len(rows) == 4
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         assert ours.likelihood >= theirs.likelihood - 1e-5, ours.model
@@ -244,3 +245,85 @@ def test_the_derivative_of_a_quantized_weight_with_respect_to_its_range():
     places = torch.tensor([-2.25, 0.25, 1.0])  # of the three within reach, which are rounded to -2, 0 and 1
     inside = (torch.tensor([-2.0, 0.0, 1.0]) - places) / 3
     torch.testing.assert_close(slopes, torch.cat([torch.tensor([-1.0]), inside, torch.tensor([1.0])]))
+
+
+def test_nmf_digits(tmp_path):
+    from scipy.optimize import lsq_linear
+
+    module = load("nmf_digits")
+    fits, peers = module.main(["--images", "300", "--steps", "300", "--starts", "2", "--output", str(tmp_path)])
+    assert (tmp_path / "nmf_digits.png").stat().st_size > 20_000
+    assert fits["free"].error == pytest.approx(peers["free: singular values"], rel=1e-3)
+    assert fits["nonnegative"].error < peers["nonnegative: scikit-learn, mu"]
+    assert fits["nonnegative"].error < 1.03 * peers["nonnegative: scikit-learn, cd"]
+    for kind, fit in fits.items():
+        assert bx.violation(bx.Box(*module.KINDS[kind]), fit.factors) == 0
+    # given the parts, the codes in [0, 1] are SciPy's bounded least squares
+    codes, parts = (x.double() for x in fits["in [0, 1]"].factors.values())
+    pixels = module.load_digits().data[:40] / 16
+    best = sum(lsq_linear(parts.T.numpy(), image, (0, 1)).cost for image in pixels)
+    assert float(((codes[:40] @ parts - torch.tensor(pixels)) ** 2).sum() / 2) == pytest.approx(best, rel=5e-3)
+
+
+def test_portfolio_frontier(tmp_path):
+    module = load("portfolio_frontier")
+    outcome = module.main(["--points", "13", "--draws", "5", "--output", str(tmp_path)])
+    assert (tmp_path / "portfolio_frontier.png").stat().st_size > 20_000
+    for rule, frontier in outcome.found.items():
+        cap, _ = module.RULES[rule]
+        torch.testing.assert_close(frontier.values[outcome.part], outcome.peers[rule].values, rtol=0, atol=1e-7)
+        torch.testing.assert_close(frontier.weights[outcome.part], outcome.peers[rule].weights, rtol=0, atol=1e-4)
+        assert -1e-15 <= frontier.weights.min() <= frontier.weights.max() <= cap + 1e-15
+        torch.testing.assert_close(frontier.weights.sum(-1), torch.ones(13, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert outcome.wrong.max() > 0.255
+    assert (outcome.wrong - outcome.peers["at most 25 % each"].weights).abs().max() > 0.05
+    risk, gain = outcome.draws
+    assert risk.shape == gain.shape == (5, 13)
+    assert (risk.diff() <= 1e-9).all()  # who minds risk more takes less of it, and earns less
+    assert (gain.diff() <= 1e-9).all()
+
+
+def test_epidemic(tmp_path):
+    module = load("epidemic")
+    outcome = module.main(["--max-steps", "30", "--output", str(tmp_path)])
+    assert (tmp_path / "epidemic.png").stat().st_size > 20_000
+    count = len(module.KNOWN)
+    bounded = {name: leaf[count:] for name, leaf in outcome.fit.params.items()}
+    for name, (low, high) in module.RANGES.items():
+        assert low <= bounded[name].min() <= bounded[name].max() <= high
+    torch.testing.assert_close(outcome.fit.value[count:], outcome.theirs, rtol=2e-3, atol=1e-3)
+    exact = [
+        torch.tensor(module.solve_exactly(*fit)) for fit in zip(*(x.tolist() for x in bounded.values()), strict=True)
+    ]
+    torch.testing.assert_close(outcome.forecasts[count:], torch.stack(exact), rtol=0, atol=0.1)
+    free = outcome.fit.params["recovery"][:count]
+    assert free[1] < -0.3  # five days
+    assert outcome.forecasts[1, 6] > module.BOYS
+    torch.testing.assert_close(free[2:], bounded["recovery"][2:], rtol=1e-5, atol=0)
+    assert (outcome.fit.active["recovery"][count:] == torch.tensor([-1, -1, *[0] * (count - 2)])).all()
+
+
+def test_wasserstein_critic(tmp_path):
+    import ot
+
+    module = load("wasserstein_critic")
+    found, exact = module.main(["--images", "60", "--steps", "50", "--output", str(tmp_path)])
+    assert (tmp_path / "wasserstein_critic.png").stat().st_size > 20_000
+    first, second = (x.double().numpy() for x in module.load(60))
+    theirs = [ot.emd2([], [], ot.dist(a, b, metric="euclidean")) for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(exact.double(), torch.tensor(theirs, dtype=torch.float64), rtol=1e-5, atol=0)
+    shares = {name: critics.values[:, -1] / exact for name, critics in found.items()}
+    assert shares["weights in ±0.01"].max() < 0.01
+    assert shares["weights in ±0.3"].min() > 10
+    for kind in ("ReLU", "sorting"):
+        critics = found[f"spectral ball, {kind}"]
+        assert (critics.values <= exact[:, None]).all()  # at every step
+        assert shares[f"spectral ball, {kind}"].min() > 0.6
+        assert bx.violation(module.SPECTRAL, critics.weights) == 0
+        assert module.slopes(critics, torch.tensor(first, dtype=torch.float32)).norm(dim=-1).max() <= 1 + 1e-5
+    assert (shares["spectral ball, sorting"] > shares["spectral ball, ReLU"]).all()
+    for clamp in module.CLAMPS:
+        critics = found[f"weights in ±{clamp:g}"]
+        assert (
+            shares["spectral ball, ReLU"] > critics.values[:, -1] / exact / module.slope_bound(critics.weights)
+        ).all()
