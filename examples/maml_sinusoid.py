@@ -23,8 +23,8 @@ Ten steps from it lead nowhere near.
 What to expect: with bounds of 2 hardly a weight is held, and 15,000 meta-iterations lead to errors of 0.45 after one
 step and 0.12 after ten. With 0.5, the default, one weight in fourteen is held, and after 8,000 the errors are 0.55 and
 0.25: what the bounds cost, and the shorter training. They help the baseline, whose steps are too long for free weights.
-The paper trains for 70,000, without bounds, and shows its errors as curves (its Figure 3): the numbers given for it
-here are rounded from descriptions of that figure, and only of the right size.
+The paper trains for 70,000, without bounds, and shows its errors as curves (its Figure 3), without numbers. Those given
+for it here are rounded from descriptions of that figure and not verified: others read it up to five times lower.
 """
 
 from __future__ import annotations

@@ -229,3 +229,30 @@ def test_autograd_too():
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         bx.implicit_minimizer(lambda x: x, lambda x: x.sum(), **options)
+
+
+def test_through_minimize():
+    """A batch of problems, each solved to its own end, with respect to data and bounds."""
+    targets, upper = numbers(5, SIZE, seed=4), 0.2 + numbers(5, SIZE, seed=5).abs()
+
+    def loss(x, target, upper):
+        return quadratic(x, target, None) + (x**4).sum() / 10
+
+    def solve(x, targets, upper):
+        solver = bx.lbfgsb(bx.Box(-0.3, upper))
+        return bx.minimize(loss, x, solver, args=(targets, upper), batch_dims=1, tol=1e-10).params
+
+    def losses(x, targets, upper):
+        return vmap(loss)(x, targets, upper).sum()
+
+    minimizer = bx.implicit_minimizer(solve, losses, lambda targets, upper: bx.Box(-0.3, upper))
+
+    def outer(targets, upper):
+        return (minimizer(START.expand(5, SIZE), targets, upper).params * torch.arange(SIZE)).sum()
+
+    slopes = grad(outer, (0, 1))(targets, upper)
+    moves = [numbers(5, SIZE, seed=seed) for seed in (6, 7)]
+    ahead, behind = (outer(targets + h * moves[0], upper + h * moves[1]) for h in (1e-5, -1e-5))
+    along = sum((slope * move).sum() for slope, move in zip(slopes, moves, strict=True))
+    assert all(slope.any() for slope in slopes)
+    torch.testing.assert_close(along, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)

@@ -171,6 +171,20 @@ def test_straight_through_changes_no_number():
             assert torch.equal(slope, torch.ones_like(u))
 
 
+def test_a_bounded_step_keeps_conditions_and_no_numbers():
+    """What it would cost to keep more: see "What the way back keeps" in docs/design.md."""
+    tx, x = bx.chain(bx.sgd(0.1), bx.project(bx.Box(-1.0, 1.0))), torch.linspace(-1, 1, 1000, requires_grad=True)
+    gradients, kept = torch.linspace(5, -5, 1000, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: kept.append(y) or y, lambda y: y):
+        updates, _ = tx.update(gradients, tx.init(x), x)
+    assert sum(y.element_size() * y.numel() for y in kept if y.numel() > 1) == 2 * 1000
+    of_x, of_gradients = torch.autograd.grad(updates.sum(), (x, gradients))
+    held = (x - 0.1 * gradients).abs() > 1
+    assert held.any()
+    torch.testing.assert_close(of_x, torch.where(held, -1.0, 0.0))
+    torch.testing.assert_close(of_gradients, torch.where(held, 0.0, -0.1))
+
+
 LEARNED = {
     "start": (bx.Box(-1.0, 1.0), "project"),
     "lr": (bx.Box(0.01, 0.5), "project"),

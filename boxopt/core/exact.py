@@ -176,12 +176,12 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
 
     ``lower`` and ``upper`` are numbers or tensors of the dtype of ``params``, ±inf where there is no bound, and
     ``target`` lies between them. From params outside, the sum may still be outside, yet nearer: see the module. The
-    repair multiplies the derivative by 1 − ε/2 where it acts, which is a rounding error.
+    derivative is that of target − params: the repair, a rounding error, has none, and keeps nothing for one.
     """
     info = torch.finfo(params.dtype)
     if is_constant(params, target, lower, upper):
         return _land_in_place(params, target, lower, upper)
-    update = (target - params).clamp(info.min, info.max)
+    update = _between_numbers(target - params, info.min, info.max)
     if is_unbounded(lower) and is_unbounded(upper):
         return update
     step = rounded(update)
@@ -189,7 +189,7 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     outside = clip(total, _constant(lower), _constant(upper)).ne(total).to(params.dtype)
     if is_narrow(params.dtype) and torch.compiler.is_compiling():
         return replaced(update, torch.addcmul(step, step, outside, value=-info.eps / 2))
-    return torch.addcmul(update, update, outside, value=-info.eps / 2)
+    return torch.addcmul(update, step, outside, value=-info.eps / 2)
 
 
 def _land_in_place(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
@@ -205,13 +205,23 @@ def _land_in_place(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Te
 
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     """The nearest number between two bounds; at a tie its derivative is that of the identity. A NaN bound is none."""
-    if is_constant(x, low, high):
+    if is_constant(x, low, high) or (is_unbounded(low) and is_unbounded(high)):
         return clip(x, low, high)
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        return _between_numbers(x, low, high)
     if not is_unbounded(low):
         x = torch.where(x < low, low, x)
     if not is_unbounded(high):
         x = torch.where(x > high, high, x)
     return x
+
+
+def _between_numbers(x: Tensor, low: float, high: float) -> Tensor:
+    """`clamp` for two numbers, in one choice: of x only where it was changed is kept for the derivative."""
+    if torch.compiler.is_compiling():  # the inductor would store that one by one
+        return torch.clamp(x, low, high)
+    near = clip(x.detach(), low, high)
+    return torch.where(near == x.detach(), x, near)
 
 
 def clip(x: Tensor, lower: Any, upper: Any) -> Tensor:

@@ -120,7 +120,7 @@ class CompiledStep:
         self._step = step
         self._donated = donated
         self._name = getattr(step, "__name__", repr(step))
-        self._options = _with_defaults(options, bool(donated))
+        self._options = _with_defaults(options)
         self._graphs = bool(self._options.get("options", {}).get("triton.cudagraphs"))
         self._compiled = None if donated else torch.compile(_own_code(_called(step)), **self._options)
         self._plans: dict[Any, _Plan] = {}
@@ -291,14 +291,13 @@ class CompiledStep:
         raise AssertionError("an output was refused that fits")
 
 
-def _with_defaults(options: dict[str, Any], donates: bool) -> dict[str, Any]:
+def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     options = {"fullgraph": True, **options}
     if options.get("backend", "inductor") != "inductor":
         return options
     mode = options.pop("mode", None)
     chosen = {} if mode in (None, "default") else torch._inductor.list_mode_options(mode)
-    guards = {"guard_filter_fn": needed} if donates else {}
-    options["options"] = {**OPTIONS, **guards, **chosen, **(options.get("options") or {})}
+    options["options"] = {**OPTIONS, "guard_filter_fn": needed, **chosen, **(options.get("options") or {})}
     return options
 
 
