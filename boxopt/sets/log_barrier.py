@@ -96,11 +96,12 @@ def _quadratic_root(w: Tensor, tau: Tensor, pull: Tensor, limit: Tensor) -> Tens
 
 def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
     """F(a)/F'(a)."""
-    step = _quotient(*(x.detach() for x in (a, w, tau, length)))
+    step = _quotient(a.detach(), w.detach(), tau.detach(), length.detach())
     # At the root the step is rounding error. Where it is not, τ or a² has underflowed: a is the wall, and stays there.
     usable = (step.abs() <= a.detach() / 2) & (a.detach() > _SMALL[a.dtype])
     if not exact.is_constant(a, w, tau, length):
-        step = _quotient(*(torch.where(usable, x, 1.0) for x in (a, w, tau)), torch.where(usable, length, 2.0))
+        a, w, tau = (torch.where(usable, x, 1.0) for x in (a, w, tau))
+        step = _quotient(a, w, tau, torch.where(usable, length, 2.0))
     return torch.where(usable, step, 0.0)
 
 
