@@ -159,35 +159,40 @@ class CompiledStep:
             owner = memory.shared_with(leaves[place])
             if owner is not None:
                 self._refuse_shared(owner, plan.owners[place])
+        call = functools.partial(self._step_over, plan, memory, leaves, given, own)
+        if plan.shortcut is None:  # it has to be compiled, which may be interrupted
+            return call()
+        results, interrupt = uninterrupted(call)
+        if interrupt is not None:
+            if all(one is other for one, other in zip(given, own, strict=True)):
+                for leaf in given:  # it holds its result
+                    restore(leaf)
+            else:
+                self._spoil(given)
+            interrupt()
+        return results
+
+    def _step_over(self, plan: _Plan, memory: Memory, leaves: list[Any], given: list[Any], own: list[Any]) -> Any:
+        """Run the step, and give what it returned; ``own`` is the memory that it writes over."""
         if torch.is_grad_enabled():
             with torch.no_grad():
                 fits, alone, rest = self._run(plan, leaves, given)
         else:
             fits, alone, rest = self._run(plan, leaves, given)
         if not fits:
-            self._explain(tree.unflatten(structure, leaves)[0], rest)
+            self._explain(tree.unflatten(plan.structure, leaves)[0], rest)
         if rest:
             self._refuse_overwritten(memory, rest)
-        try:
-            return self._returned(plan, memory, given, own, alone, rest)
-        except BaseException:  # an interrupt: the arguments hold the results
-            for leaf in given:
-                restore(leaf)
-            raise
+        return self._returned(plan, memory, given, own, alone, rest)
 
     def _run(self, plan: _Plan, leaves: list[Any], given: list[Any]) -> tuple[bool, bool, Any]:
         arguments = tuple(leaves)
         if plan.shortcut is not None and plan.shortcut.holds(arguments):
             try:
-                results, interrupt = uninterrupted(plan.shortcut.run, *arguments)
+                return plan.shortcut.run(*arguments)
             except BaseException:
                 self._spoil(given)
                 raise
-            if interrupt is not None:
-                if any(leaf is not leaves[place] for leaf, place in zip(given, plan.donated, strict=True)):
-                    self._spoil(given)  # the results of some are in copies of theirs
-                interrupt()
-            return results
         try:
             results = plan.compiled(*arguments)
         except BaseException:
