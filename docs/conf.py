@@ -1,6 +1,8 @@
 """Sphinx configuration."""
 
+import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
 import boxopt
@@ -33,6 +35,18 @@ def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = inline.splitlines()
 
 
+def errors(app: Any, name: str, source: list[str]) -> None:
+    """The table of errors, where the page has its mark."""
+    if name == "errors":
+        spec = importlib.util.spec_from_file_location("errors_table", Path(__file__).with_name("errors.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        source[0] = source[0].replace(module.MARK, module.table())
+
+
 def setup(app: Any) -> None:
-    """Run before napoleon."""
+    """The first runs before napoleon."""
     app.connect("autodoc-process-docstring", mathematics, priority=100)
+    app.connect("source-read", errors)
