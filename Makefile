@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check package bench scoreboard docs gallery clean
+.PHONY: setup demo test check audit package bench scoreboard endurance docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -42,6 +42,11 @@ check: .venv/main .venv/check docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml boxopt
+
+# Known vulnerabilities of what is installed; it asks a service on the network, so that it is no part of `check`.
+audit: .venv/check
+	$(BIN)/pip-audit
 
 # What users install: the README's first example from the wheel, in an environment that has nothing else.
 package: .venv/check
@@ -53,7 +58,7 @@ package: .venv/check
 	cd dist && venv/bin/python example.py && venv/bin/python -m boxopt --doctor
 
 bench: .venv/bench
-	for file in $(filter-out $(addprefix benchmarks/,measure.py cutest.py scoreboard.py),$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
+	for file in $(filter-out $(addprefix benchmarks/,measure.py cutest.py scoreboard.py endurance.py),$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
 
 # The problems need nothing of what the package that holds them does.
 .venv/scoreboard: | .venv/main
@@ -62,6 +67,10 @@ bench: .venv/bench
 
 scoreboard: .venv/scoreboard
 	$(RUN) benchmarks/scoreboard.py $(ARGS)
+
+# A million compiled steps, a hundred thousand eager ones, threads: minutes.
+endurance: .venv/main
+	$(RUN) benchmarks/endurance.py $(ARGS)
 
 # A build that has failed is not kept: the next one would not repeat the warnings of pages that have not changed.
 docs: .venv/docs

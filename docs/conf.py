@@ -16,6 +16,7 @@ import boxopt
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for the modules beside this file
 
+import errors  # noqa: E402
 import programs  # noqa: E402
 
 project = "boxopt"
@@ -93,6 +94,13 @@ def mathematics(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = re.sub(r"(: \w)\.$", r"\1\\.", inline, flags=re.MULTILINE).splitlines()  # "x." alone would begin a list
 
 
+def table_of_errors(app: Any, name: str, source: list[str]) -> None:
+    """The table of errors, where the page has its mark."""
+    if name == "errors":
+        source[0] = source[0].replace(errors.MARK, errors.table())
+
+
 def setup(app: Any) -> None:
-    """Run before napoleon."""
+    """The first runs before napoleon."""
     app.connect("autodoc-process-docstring", mathematics, priority=100)
+    app.connect("source-read", table_of_errors)

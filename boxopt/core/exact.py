@@ -86,6 +86,8 @@ def as_tensor(value: Any, x: Tensor) -> Tensor:
     """A hyperparameter as a tensor in the dtype and on the device of ``x``."""
     if isinstance(value, Tensor):
         return same_kind(value, x)
+    if abs(value) > 6e4 and abs(value) > torch.finfo(x.dtype).max:
+        value = math.copysign(math.inf, value)  # as the cast of a tensor makes it
     return torch.full((), value, dtype=x.dtype, device=x.device)
 
 

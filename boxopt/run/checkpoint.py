@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from boxopt.core.storage import span
 from boxopt.run.replace import replacing
 
 T = TypeVar("T")
+_CHECKSUM = "crc32"
 
 
 def state_to_dict(state: Any) -> dict[str, Tensor]:
@@ -121,13 +124,15 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
 
-            save_file(mapping, new)
+            save_file(mapping, new, metadata={"format": "pt", _CHECKSUM: _checksum(mapping)})
         else:
             torch.save(_without_rest(mapping), new)
 
 
 def load(path: str | os.PathLike[str], like: T) -> T:
-    """Load what `save` has saved. Nothing is unpickled but tensors.
+    """Load what `save` has saved. Nothing is unpickled but tensors, and no more memory is taken than the file is long.
+
+    Files hold checksums, which are compared: a file in which a bit has changed is refused.
 
     Args:
         path: The file.
@@ -137,8 +142,8 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         The state.
 
     Raises:
-        ValueError: The file is cut short, or no checkpoint, or of another state: the message names the file and the
-            leaves.
+        ValueError: The file is cut short, damaged, or no checkpoint, or of another state: the message names the file
+            and the leaves.
         FileNotFoundError: There is no such file.
 
     Example:
@@ -154,9 +159,8 @@ def load(path: str | os.PathLike[str], like: T) -> T:
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
-
-            return load_file(path)
+            return _read_safetensors(path)
+        _check_archive(path)
         mapping = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
         raise
@@ -165,6 +169,35 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{path} is not a checkpoint: expected a dict of tensors, got a {type(mapping).__name__}")
     return mapping
+
+
+def _check_archive(path: Path) -> None:
+    """Raise an error if a file of `torch.save` is damaged: torch writes checksums, but does not read them."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("its records are compressed, which torch.save does not do")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is another one")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import safe_open  # pyright: ignore[reportMissingImports]
+
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(_CHECKSUM)  # files of others have none
+        mapping = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+    if written is not None and written != _checksum(mapping):
+        raise ValueError("the checksum of its tensors is another one")
+    return mapping
+
+
+def _checksum(mapping: Mapping[str, Tensor]) -> str:
+    """The CRC-32 of all tensors' bytes, in the order of their paths."""
+    total = 0
+    for _, x in sorted(mapping.items()):
+        total = zlib.crc32(x.cpu().reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _by_path(state: Any) -> dict[str, Any]:

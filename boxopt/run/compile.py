@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.core.donation import consume, is_consumed, refuse_consumed
+from boxopt.core.donation import consume, is_consumed, refuse_consumed, restore, spoil
 from boxopt.core.shortcut import OPTIONS, Shortcut, needed, shortcut
 from boxopt.run.dependence import dependences
+from boxopt.run.interrupt import uninterrupted
 from boxopt.run.memory import Memory, SharedMemoryError, materialized
 
 
@@ -30,8 +31,11 @@ def compile(
 
     The i-th donated argument is overwritten by the i-th output: for ``step(params, state, batch) -> (params, state,
     loss)`` donate 0 and 1. After the call use what it returned; a donated tensor that comes back raises. With donation
-    the call is data in, data out: no derivative passes through it. If it fails while it runs, what was donated to it
-    may be half overwritten; if it raises before, nothing has been.
+    the call is data in, data out: no derivative passes through it.
+
+    **Failures.** What raises before the step runs (bad arguments, an error while it is compiled) leaves everything as
+    it was. If the step fails while it runs, as for want of memory, what was donated may be half overwritten, and its
+    use raises. Ctrl-C waits for the end of the step: what was donated then holds the results, and may be used.
 
     Args:
         step: A pure function of trees of tensors, such as one made with ``vmap`` and ``grad`` from `tx.update`.
@@ -46,7 +50,7 @@ def compile(
         ValueError: When called: an output differs from the argument that it should overwrite in structure, shape, dtype
             or device (the message names the leaf; nothing has been overwritten); or two arguments share memory and one
             of them is donated.
-        ConsumedError: When called: an argument was donated before.
+        ConsumedError: When called: an argument was donated before, or to a step that failed while it ran.
         RuntimeError: When called under ``vmap`` or ``grad``, with donation: these belong inside the step. Called in a
             larger compiled function, the step becomes part of it and overwrites nothing.
 
@@ -155,25 +159,54 @@ class CompiledStep:
             owner = memory.shared_with(leaves[place])
             if owner is not None:
                 self._refuse_shared(owner, plan.owners[place])
+        call = functools.partial(self._step_over, plan, memory, leaves, given, own)
+        if plan.shortcut is None:  # it has to be compiled, which may be interrupted
+            return call()
+        results, interrupt = uninterrupted(call)
+        if interrupt is not None:
+            if all(one is other for one, other in zip(given, own, strict=True)):
+                for leaf in given:  # it holds its result
+                    restore(leaf)
+            else:
+                self._spoil(given)
+            interrupt()
+        return results
+
+    def _step_over(self, plan: _Plan, memory: Memory, leaves: list[Any], given: list[Any], own: list[Any]) -> Any:
+        """Run the step, and give what it returned; ``own`` is the memory that it writes over."""
         if torch.is_grad_enabled():
             with torch.no_grad():
-                fits, alone, rest = self._run(plan, leaves)
+                fits, alone, rest = self._run(plan, leaves, given)
         else:
-            fits, alone, rest = self._run(plan, leaves)
+            fits, alone, rest = self._run(plan, leaves, given)
         if not fits:
-            self._explain(tree.unflatten(structure, leaves)[0], rest)
+            self._explain(tree.unflatten(plan.structure, leaves)[0], rest)
         if rest:
             self._refuse_overwritten(memory, rest)
         return self._returned(plan, memory, given, own, alone, rest)
 
-    def _run(self, plan: _Plan, leaves: list[Any]) -> tuple[bool, bool, Any]:
+    def _run(self, plan: _Plan, leaves: list[Any], given: list[Any]) -> tuple[bool, bool, Any]:
         arguments = tuple(leaves)
         if plan.shortcut is not None and plan.shortcut.holds(arguments):
-            return plan.shortcut.run(*arguments)
-        results = plan.compiled(*arguments)
+            try:
+                return plan.shortcut.run(*arguments)
+            except BaseException:
+                self._spoil(given)
+                raise
+        try:
+            results = plan.compiled(*arguments)
+        except BaseException:
+            version = None if self._graphs else shortcut(plan.function)
+            if version is not None and version.holds(arguments):  # it had been compiled, so it ran
+                self._spoil(given)
+            raise
         if not self._graphs:  # torch counts the calls of what it records as a CUDA graph
             plan.shortcut = shortcut(plan.function)
         return results
+
+    def _spoil(self, given: list[Any]) -> None:
+        for leaf in given:
+            spoil(leaf, self._name)
 
     def _returned(
         self, plan: _Plan, memory: Memory, given: list[Any], own: list[Any], alone: bool, rest: tuple[Any, ...]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
 from boxopt.core.combine import refuse_finished
+from boxopt.core.decompose import svd
 from boxopt.core.transform import GradientTransformation, bind, whole_leaves
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -127,7 +128,7 @@ def _galore_update(
         if dim is None:
             return old
         tall, _ = _as_matrix(exact.wide(g), dim)
-        left = torch.linalg.svd(tall.detach(), full_matrices=False).U[:, : old.shape[-1]]
+        left = svd(tall.detach()).left[:, : old.shape[-1]]
         return torch.where(due, exact.like(left, old), old)
 
     def restore(low: Tensor, basis: Tensor, g: Tensor, dim: Any) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded
+from boxopt.core.decompose import eigh
 from boxopt.core.types import Scalar
 
 
@@ -68,7 +69,7 @@ def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     """
     ridge = exact.as_tensor(eps, moment) * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     shifted = (moment + moment.mT) / 2 + ridge
-    values, vectors = torch.linalg.eigh(shifted.detach())
+    values, vectors = eigh(shifted.detach())
     least = exact.as_tensor(eps, moment).detach().clamp_min(torch.finfo(moment.dtype).tiny)
     roots = torch.where(values > least, values, least) ** (1 / power)
     root = (vectors / roots.unsqueeze(-2)) @ vectors.mT
@@ -79,5 +80,5 @@ def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     for _ in range(2):
         missing = shifted - torch.linalg.matrix_power(y, power)
         y = y + vectors @ ((vectors.mT @ missing @ vectors) / slope) @ vectors.mT
-    inverse = torch.linalg.inv(y)
+    inverse = torch.linalg.inv_ex(y).inverse
     return root + (inverse - inverse.detach())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
+from boxopt.core.decompose import eigh
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -170,7 +171,7 @@ def _soap_update(
 
 
 def _eigenvectors(moment: Tensor) -> Tensor:
-    return torch.linalg.eigh(moment.detach()).eigenvectors
+    return eigh(moment.detach()).vectors
 
 
 def _power_step(moment: Tensor, basis: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ P = TypeVar("P")
 
 _SECULAR_STEPS = 16
 _DERIVATIVE_STEPS = 2
+_LEAST = 1e-30  # of 1 + λ: for vectors smaller than this, as a fraction of the radius, the direction alone counts
 _LARGEST = {torch.float32: torch.finfo(torch.float32).max, torch.float64: 1e150}  # whose square is finite in float64
 
 
@@ -334,7 +335,10 @@ def _unit(x: Tensor, fallback: Tensor) -> Tensor:
 
 
 def _on_sphere(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
-    """The point x/(1 + λ·step) with norm ``radius`` and 1 + λ·step > 0; 0 for radius 0. Step sizes are at most 1."""
+    """The point x/(1 + λ·step) with norm ``radius`` and 1 + λ·step > 0; 0 for radius 0. Step sizes are at most 1.
+
+    The unknown is 1 + λ, which for a small x is near 0 and so known to a relative error.
+    """
     dtype = x.dtype
     x, step, radius = precise(x), precise(step), precise(radius)
     is_point = radius.detach() == 0
@@ -342,13 +346,13 @@ def _on_sphere(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
     multiplier = _multiplier(x.detach(), step.detach(), radius.detach())
     for _ in range(_DERIVATIVE_STEPS):
         multiplier = _newton(multiplier, x, step, radius)
-    return torch.where(is_point, 0.0, x / (1 + multiplier * step)).to(dtype)
+    return torch.where(is_point, 0.0, x / _shrinkage(multiplier, step)).to(dtype)
 
 
 @search("sphere_multiplier", a_number_each)
 def _multiplier(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
-    """The multiplier λ for which x/(1 + λ·step) has norm ``radius``."""
-    multiplier = ((x.abs() / radius - 1) / step).amax(-1, keepdim=True).clamp_min(-1 + 1e-12)
+    """1 + λ, λ being that for which x/(1 + λ·step) has norm ``radius``."""
+    multiplier = ((x.abs() / radius - (1 - step)) / step).amax(-1, keepdim=True).clamp_min(_LEAST)
     for _ in range(_SECULAR_STEPS):
         before, multiplier = multiplier, _newton(multiplier, x, step, radius)
         if may_stop(x) and torch.equal(before, multiplier):
@@ -357,11 +361,16 @@ def _multiplier(x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
 
 
 def _newton(multiplier: Tensor, x: Tensor, step: Tensor, radius: Tensor) -> Tensor:
-    scale = 1 + multiplier * step
+    scale = _shrinkage(multiplier, step)
     point = x / scale
     square = (point * point).sum(-1, keepdim=True)
     slope = (step * point * point / scale).sum(-1, keepdim=True)
     usable = slope.detach() > 0
     norm = torch.where(usable, square, 1.0).sqrt()
     change = (norm / radius - 1) * square / torch.where(usable, slope, 1.0)
-    return multiplier + torch.where(usable, change, 0.0)
+    return (multiplier + torch.where(usable, change, 0.0)).clamp_min(_LEAST)
+
+
+def _shrinkage(multiplier: Tensor, step: Tensor) -> Tensor:
+    """1 + λ·step, from 1 + λ."""
+    return (1 - step) + multiplier * step

@@ -47,19 +47,21 @@ def find_root(equation: Equation, start: Tensor, low: Tensor, high: Tensor, *arg
 
     ``equation(unknown, *arguments)`` gives the value and the slope.
     """
-    trial = start
+    trial, done = start, torch.zeros_like(start, dtype=torch.bool)
     for count in range(_SOLVE_STEPS):
         value, slope = equation(trial, *arguments)
         low, high = torch.where(value <= 0, trial, low), torch.where(value >= 0, trial, high)
         newton = trial - value / torch.where(slope > 0, slope, 1.0)
         usable = (slope > 0) & (newton >= low) & (newton <= high)
         close = (newton - trial).abs() <= 2e-16 * trial.abs()
-        if may_stop(trial) and bool(((value == 0) | usable & close).all()):
+        # Each stays where it is when it is done, whatever the others need; NaN is done at once.
+        done = done | (value == 0) | usable & close | (value != value)
+        if may_stop(trial) and bool(done.all()):
             break
         bisect = torch.where(low > 0, low.clamp_min(0.0).sqrt() * high.clamp_min(0.0).sqrt(), low + (high - low) / 2)
         if count % 3 == 2:
             usable = usable & ((newton - trial).abs() <= (high - low) / 4)
-        trial = torch.where(value == 0, trial, torch.where(usable, newton, bisect))
+        trial = torch.where(done, trial, torch.where(usable, newton, bisect))
     return trial.clone()
 
 

@@ -207,7 +207,12 @@ def _limits(x: Tensor, lower: Any, upper: Any) -> tuple[Any, Any]:
 def _open_limits(x: Tensor, lower: Any, upper: Any) -> tuple[Tensor, Tensor]:
     """The least and the greatest number strictly inside, or the bounds themselves where no number is."""
     low, high = (exact.as_tensor(limit, x) for limit in _limits(x, lower, upper))
-    inner_low, inner_high = exact.replaced(low, exact.next_up(low)), exact.replaced(high, exact.next_down(high))
+    inner_low, inner_high = exact.next_up(low), exact.next_down(high)
+    # Beside a bound of 0 the numbers are subnormal, which a processor may take for 0 itself: the least normal one then.
+    tiny = torch.finfo(x.dtype).smallest_normal
+    inner_low = torch.where((low == 0) & (high > tiny), tiny, inner_low)
+    inner_high = torch.where((high == 0) & (low < -tiny), -tiny, inner_high)
+    inner_low, inner_high = exact.replaced(low, inner_low), exact.replaced(high, inner_high)
     empty = inner_low > inner_high
     return torch.where(empty, low, inner_low), torch.where(empty, high, inner_high)
 

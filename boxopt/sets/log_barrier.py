@@ -31,26 +31,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxopt.core import exact
+
 _SOLVE_STEPS = 3
 _DERIVATIVE_STEPS = 3
 _LARGE = {torch.float32: 1e18, torch.float64: 1e150}
-_SMALL = 1.2e-38  # above the smallest normal number of float32
+_SMALL = {torch.float32: 1.2e-38, torch.float64: 2.3e-308}  # above the smallest normal number
 
 
 def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """The minimizer of ½(x − y)² − τ·log(x − lower) − τ·log(upper − x), elementwise.
 
     A bound at ±inf has no term. The error is a few ulp of x, or, near a wall, of that wall; the caller rounds the
-    result into the open interval, which also settles empty intervals, τ = 0 and infinite y.
+    result into the open interval, which also settles empty intervals, τ = 0 and infinite y. τ is held below the square
+    of `_LARGE`, and an interval that is narrower than two of the smallest normal numbers counts as empty.
     """
+    large, small = _LARGE[y.dtype], _SMALL[y.dtype]
+    tau = torch.where(tau > large * large, large * large, tau)
     from_lower, from_upper = y - lower, upper - y
     mirrored = from_lower > from_upper
     w = torch.where(mirrored, from_upper, from_lower)
     length = upper - lower
-    length = torch.where(length > 0, length, torch.ones_like(length))
+    length = torch.where(length > 2 * small, length, torch.ones_like(length))
     free = (from_lower >= torch.inf) & (from_upper >= torch.inf) | ~(w.abs() < torch.inf)  # no bound, or y infinite
     w = torch.where(free, torch.zeros_like(w), w)
-    large = _LARGE[w.dtype]
     w = w.clamp(-large, large)  # so that squares are finite; further from the wall the barrier is below an ulp
 
     a = _nearer_slack(w.detach(), tau.detach(), length.detach())
@@ -58,10 +62,11 @@ def prox_log_barrier(y: Tensor, tau: Tensor, lower: Tensor, upper: Tensor) -> Te
         a = a - _newton_step(a, w, tau, length)
 
     # y + τ/a − τ/b is the more precise form away from the wall, wall + a near it.
-    push = tau / a - tau / (length - a)
+    away = (tau <= a * a).detach()
+    safe = torch.where(away, a, 1.0)  # so that what is not chosen has a finite derivative
+    push = tau / safe - tau / (length - a)
     wall = torch.where(mirrored, upper, lower)
     wall = torch.where(free, torch.zeros_like(wall), wall)
-    away = (tau <= a * a).detach()
     x = torch.where(away, y + torch.where(mirrored, -push, push), wall + torch.where(mirrored, -a, a))
     return torch.where(free, y, x)
 
@@ -82,18 +87,28 @@ def _nearer_slack(w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
 def _quadratic_root(w: Tensor, tau: Tensor, pull: Tensor, limit: Tensor) -> Tensor:
     """The positive root of (1 + pull)·a² − w·a − τ = 0, without cancellation, held in (0, limit]."""
     leading = 1 + pull
+    small = _SMALL[w.dtype]
     large = w.abs() + torch.sqrt(w * w + 4 * tau * leading)
     ahead = w > 0
-    root = torch.where(ahead, large, 2 * tau) / torch.where(ahead, 2 * leading, large.clamp_min(_SMALL))
-    return torch.minimum(root, limit).clamp_min(_SMALL)
+    root = torch.where(ahead, large, 2 * tau) / torch.where(ahead, 2 * leading, large.clamp_min(small))
+    return torch.minimum(root, limit).clamp_min(small)
 
 
 def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
+    """F(a)/F'(a)."""
+    step = _quotient(a.detach(), w.detach(), tau.detach(), length.detach())
+    # At the root the step is rounding error. Where it is not, τ or a² has underflowed: a is the wall, and stays there.
+    usable = (step.abs() <= a.detach() / 2) & (a.detach() > _SMALL[a.dtype])
+    if not exact.is_constant(a, w, tau, length):
+        a, w, tau = (torch.where(usable, x, 1.0) for x in (a, w, tau))
+        step = _quotient(a, w, tau, torch.where(usable, length, 2.0))
+    return torch.where(usable, step, 0.0)
+
+
+def _quotient(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
     """F(a)/F'(a), numerator and denominator times a²."""
     ratio = a / (length - a)
-    step = a * (a * (a - w) - tau * (1 - ratio)) / (a * a + tau * (1 + ratio * ratio))
-    # At the root the step is rounding error. Where it is not, τ or a² has underflowed: a is the wall, and stays there.
-    return torch.where((step.abs() <= a / 2).detach(), step, torch.zeros_like(step))
+    return a * (a * (a - w) - tau * (1 - ratio)) / (a * a + tau * (1 + ratio * ratio))
 
 
 def relaxed_log(slack: Tensor, delta: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _euclidean(y: Tensor, tau: Tensor) -> Tensor:
         for _ in range(_DERIVATIVE_STEPS):
             # What is 0 in value is written so that it is 0 in floating point as well.
             step = x - x.detach()
-            inverse = torch.linalg.inv(torch.diag_embed(roots) + step)
+            inverse = torch.linalg.inv_ex(torch.diag_embed(roots) + step).inverse
             excess = step - tau * (inverse - inverse_roots) - change
             x = x - excess / curvature
     return symmetric(vectors @ x @ vectors.mT)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
+from boxopt.core.decompose import eigvalsh, svd, svdvals
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
@@ -160,7 +161,7 @@ class PSD(MatrixSet):
         return positive_part(x, basis)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        least = torch.linalg.eigvalsh(symmetric(x))[..., 0]
+        least = eigvalsh(symmetric(x))[..., 0]
         return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
@@ -213,7 +214,7 @@ def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _is_definite(x: Tensor) -> Tensor:
     """Whether each matrix is positive definite, [..., 1, 1]."""
-    return (torch.linalg.eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
+    return (eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,12 +272,12 @@ class SpectralBall(_MatrixBall):
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x)[..., 0]
+        return svdvals(x)[..., 0]
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
         radius = hyper[0]
         if exact.is_constant(x, radius):
-            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            left, values, right = svd(x)
             limit = radius.unsqueeze(-1) if radius.ndim else radius
             outside = (values[..., :1] > limit).unsqueeze(-1)
             return torch.where(outside, (left * torch.minimum(values, limit).unsqueeze(-2)) @ right, x)
@@ -317,12 +318,12 @@ class NuclearBall(_MatrixBall):
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x).sum(-1)
+        return svdvals(x).sum(-1)
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
         radius = hyper[0]
         if exact.is_constant(x, radius):
-            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            left, values, right = svd(x)
             limit = radius.unsqueeze(-1) if radius.ndim else radius
             outside = (values.sum(-1, keepdim=True) > limit).unsqueeze(-1)
             shrunk = project_l1_ball(values, None, limit)
@@ -373,7 +374,7 @@ class Stiefel(MatrixSet):
     """
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        left, values, right = torch.linalg.svd(x.detach(), full_matrices=False)
+        left, values, right = svd(x.detach())
         polar = left @ right
         if exact.is_constant(x):
             return polar
@@ -427,13 +428,20 @@ def _search_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> T
     hyper = (radius[..., 0, 0],) if members.numbers else ()
     rate = _momentum(weight)
     ahead = point = members._project(y, *hyper)
+    done = torch.zeros_like(rate, dtype=torch.bool)
     for _ in range(_METRIC_STEPS):
         following = members._project(ahead - weight * (ahead - y), *hyper)
         move = following - point
-        ahead, point = following + rate * move, following
-        if may_stop(y) and bool(move.abs().amax() <= 4 * torch.finfo(y.dtype).eps * point.abs().amax()):
+        # Each matrix stays where it is when it is done, whatever the others need; NaN is done at once.
+        ahead, point = torch.where(done, ahead, following + rate * move), torch.where(done, point, following)
+        done = done | ~(_largest(move) > 4 * torch.finfo(y.dtype).eps * _largest(point))
+        if may_stop(y) and bool(done.all()):
             break
     return point
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax((-2, -1), keepdim=True)
 
 
 _BY_NAME: dict[str, type[MatrixSet]] = {kind.__name__: kind for kind in (PSD, SpectralBall, NuclearBall, Stiefel)}

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact
+from boxopt.core.decompose import eigh, svd
 
 Basis = tuple[Tensor, Tensor]
 
@@ -35,8 +36,7 @@ def symmetric(x: Tensor) -> Tensor:
 
 def basis_of(x: Tensor) -> Basis:
     """Eigenvalues and eigenvectors of a symmetric matrix, detached."""
-    values, vectors = torch.linalg.eigh(x.detach())
-    return values, vectors
+    return eigh(x.detach())
 
 
 def positive_part(x: Tensor, basis: Basis) -> Tensor:
@@ -85,7 +85,7 @@ def leading_pair(x: Tensor) -> Tensor:
     Two steps of a Newton method for an eigenvector of the dilation, whose matrix is that at the solution and detached:
     each step adds an order.
     """
-    left, _, right = torch.linalg.svd(x.detach(), full_matrices=False)
+    left, _, right = svd(x.detach())
     vector = torch.cat([left[..., :, :1], right[..., :1, :].mT], -2) / 2**0.5
     if not exact.is_constant(x):
         whole = dilation(x)

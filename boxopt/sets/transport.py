@@ -166,7 +166,8 @@ def _potentials(y: Tensor, step: Tensor, row: Tensor, column: Tensor) -> Tensor:
     error = torch.finfo(y.dtype).eps * (y.abs().amax((-2, -1)) + row.amax((-2, -1)) + column.amax((-2, -1)))
     for _ in range(_NEWTON_STEPS):
         excess = _excess(point, row, column)
-        if may_stop(y) and bool((excess.abs().amax(-1) <= error).all()):
+        done = ~(excess.abs().amax(-1) > error)  # and stays where it is, whatever the others need
+        if may_stop(y) and bool(done.all()):
             break
         slopes = _slopes(torch.where(point > 0, step, 0.0))
         # They are singular along (1, −1), and where a row or column is empty: the damping leads out of there.
@@ -179,10 +180,10 @@ def _potentials(y: Tensor, step: Tensor, row: Tensor, column: Tensor) -> Tensor:
             trial, _ = value(potentials + rate.unsqueeze(-1) * direction)
             chosen = torch.where((chosen == 0) & (trial <= least + 1e-4 * rate * slope), rate, chosen)
             rate = rate / 4
-            if may_stop(y) and bool((chosen > 0).all()):
+            if may_stop(y) and bool((done | (chosen > 0)).all()):
                 break
         damping = torch.where(chosen == 1, damping / 10, torch.where(chosen == 0, damping * 10, damping))
-        potentials = potentials + chosen.unsqueeze(-1) * direction
+        potentials = torch.where(done.unsqueeze(-1), potentials, potentials + chosen.unsqueeze(-1) * direction)
         least, point = value(potentials)
     return potentials
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.core.decompose import eigh
 from boxopt.core.search import search
 from boxopt.solve.flat import Flat
 from boxopt.solve.solver import nonzero
@@ -66,7 +67,7 @@ def _newton_direction(gradient: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _absolute_direction(gradient: Tensor, matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     values = values.abs()
     largest = values.amax(-1, keepdim=True)
     floor = torch.where(largest > 0, torch.finfo(values.dtype).eps ** 0.5 * largest, 1.0)

@@ -61,7 +61,7 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
         upper: u, likewise; inf for none.
 
     Returns:
-        x, (..., n), exactly within the bounds.
+        x, (..., n), exactly within the bounds; NaN where A or b is not finite.
 
     Raises:
         ValueError: The shapes do not fit, or lower > upper somewhere.
@@ -104,7 +104,8 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     for _ in range(2):
         residual = _apply(matrix.mT, right - _apply(matrix, solution))
         solution = solution + _solve(factor, torch.where(free, residual, torch.zeros_like(residual)))
-    return exact.clip(torch.where(free, solution, place), lower, upper)
+    known = (projected * 0).sum(-1, keepdim=True) + (normal.detach() * 0).sum((-2, -1)).unsqueeze(-1) == 0
+    return torch.where(known, exact.clip(torch.where(free, solution, place), lower, upper), torch.nan)
 
 
 @search("bvls_sides")

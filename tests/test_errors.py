@@ -1,0 +1,57 @@
+"""The table of errors, and messages that no other test looks for."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import boxopt as bx
+
+spec = importlib.util.spec_from_file_location("errors_table", Path(__file__).parent.parent / "docs" / "errors.py")
+assert spec is not None
+assert spec.loader is not None
+errors = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(errors)
+
+X = torch.zeros(2, 3)
+ADAM = bx.adam(0.1)
+RAISED = {
+    "frank_wolfe needs a bounded set": lambda: bx.frank_wolfe(bx.sets.NonNegative()).init(torch.zeros(2)),
+    "mirror has steps in a Simplex, got Box": lambda: bx.mirror(bx.Box(0.0, 1.0)),
+    'the variant is "sps" or "sps': lambda: bx.polyak_sgd(1.0, variant="other"),
+    'the mode is "hard", "smooth" or "refined"': lambda: bx.scale_by_lion(0.1, mode="other"),
+    "an affine set has a matrix": lambda: bx.sets.Affine(torch.zeros(3, 2), torch.zeros(3)),
+    "a polyhedron has a matrix": lambda: bx.sets.Polyhedron(X, torch.zeros(3)),
+    "the matrix or the offset of a polyhedron is NaN": lambda: bx.sets.Polyhedron(X / 0, torch.zeros(2)),
+    "is NaN": lambda: bx.sets.Hyperplane(torch.tensor([torch.nan]), 0.0),
+    "has no projection": lambda: bx.sets.ConstraintSet().project(X),
+    "has no exact update": lambda: bx.sets.ConstraintSet().land(X, X),
+    "has no measure of violation": lambda: bx.sets.ConstraintSet().violation(X),
+    "has no barrier": lambda: bx.sets.ConstraintSet().barrier(X),
+    "is of square matrices, got a parameter of shape": lambda: bx.sets.PSD().check(X),
+    "names a dimension of a parameter of shape (2, 3) twice": lambda: bx.sets.L2Ball(dim=(0, -2)).project(X),
+    "and the right-hand side (..., m), got (2, 3)": lambda: bx.nnls(X, torch.zeros(3)),
+    "give one of these paths, or a filter": lambda: bx.tree_get((ADAM.init(X), ADAM.init(X)), "count"),
+    "the state has another structure than expected": lambda: bx.state_from_dict({}, ADAM.init(X)),
+}
+
+
+@pytest.mark.parametrize("message", RAISED)
+def test_raised(message):
+    with pytest.raises((ValueError, TypeError, KeyError, NotImplementedError)) as caught:
+        RAISED[message]()
+    assert message in str(caught.value)
+
+
+def test_the_table_has_every_message_and_few_that_no_test_looks_for():
+    found, texts = errors.messages(), list(errors.looked_for())
+    assert len(found) > 200
+    known = next(each for each in found if each.text.startswith("no leaf matches"))
+    assert known == ("ValueError", "no leaf matches …; the leaves are …", "boxopt.sets.intersection")
+    assert "test_torch_optimizer" in errors.tests_of(known, texts) or errors.tests_of(known, texts)
+    invented = errors.Message("ValueError", "zxq" * 10 + "…", "boxopt")  # in no text of the tests as it stands here
+    assert not errors.tests_of(invented, texts)
+    missing = [each for each in found if not errors.tests_of(each, texts)]
+    assert len(missing) <= 20, missing  # to be made fewer
+    assert errors.table().count("\n") == len(found) + 1
