@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from boxopt.core import tree
 from boxopt.core.pack import Layout, Packed, _on_leaves_update, on_leaves
 from boxopt.core.transform import GradientTransformation, accepted, bind, finished, is_identity, is_last, members
-from boxopt.core.types import P
+from boxopt.core.types import MaskedNode, P
 
 
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
@@ -186,10 +186,6 @@ def _describe(transformation: GradientTransformation) -> str:
     if function is _on_leaves_update:
         return _describe(next(members(transformation)))
     return getattr(function, "__name__", repr(function)).strip("_").removesuffix("_update")
-
-
-class MaskedNode(NamedTuple):
-    """What stands in a masked tree in the place of a leaf that is left out. It has no leaves."""
 
 
 class SelectedNode(NamedTuple):
