@@ -20,8 +20,10 @@ def zeros_like(params: Any) -> Any:
     return tree.map(torch.zeros_like, params)
 
 
-def full_like(params: Any, value: float) -> Any:
-    """A tree of one value for a moment."""
+def full_like(params: Any, value: Scalar) -> Any:
+    """A tree of one value for a moment; a tensor may have no value yet, or one for each member of a batch."""
+    if isinstance(value, Tensor):
+        return tree.map(lambda x: torch.zeros_like(x) + exact.like(value, x), params)
     return tree.map(lambda x: torch.full_like(x, value), params)
 
 
