@@ -69,7 +69,7 @@ class Vectorwise:
                 return function(leaf, *values)
             axes, count = _axes(leaf, self.dim), len(self.numbers)
             alike = not any(isinstance(v, Tensor) and v.ndim for v in values[: count + len(self.vectors)])
-            if self.reduces and alike and not metric and sharded.is_even(leaf):
+            if self.reduces and alike and not metric and sharded.flattens(leaf):
                 return function(leaf, *values)
             return sharded.on_vectors(function, axes, leaf, values[:count], values[count:], combine)
 
