@@ -119,6 +119,24 @@ def test_pure_and_pickles(entry):
 
 
 @every_set
+def test_a_member_that_is_not_finite_touches_no_other(entry):
+    members = entry.build(Numbers())
+    x, step = draw((3, *entry.shape), 4), positive((3, *entry.shape), 5)
+    x[1].view(-1)[0] = torch.nan
+    functions = [members.project, lambda x: members.project(x, step[0]), members.violation]
+    inside = members.project(draw(entry.shape, 1))
+    functions += [members.linear_minimizer, lambda x: members.tangent(inside, x)]
+    for function in functions:
+        try:
+            expected = function(x[2])
+        except NotImplementedError:
+            continue
+        together, tracked = vmap(function)(x), vmap(function)(x.clone().requires_grad_())
+        torch.testing.assert_close(together[2], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(tracked[2].detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+@every_set
 def test_vmap_equals_loop(entry):
     x = draw((5, *entry.shape), 4)
     step = positive((5, *entry.shape), 5)

@@ -288,7 +288,7 @@ class PackedSelection(NamedTuple):
 
     def flags(self) -> list[bool]:
         """Whether each leaf is kept, in the order of the layout."""
-        return [isinstance(node, SelectedNode) for node in tree.leaves_of(self.nodes, _is_node)]
+        return tree.leaves(tree.map(lambda _, node: isinstance(node, SelectedNode), self.layout.structure, self.nodes))
 
 
 def _keep(selection: Any, values: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, sharded, tree
+from boxopt.core import decompositions, exact, sharded, tree
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import P, Regularizer
 from boxopt.sets.spectral import basis_of, dilation, positive_part, shifted
@@ -72,7 +72,7 @@ class Nuclear(Regularizer):
             x = exact.wide(leaf)
             weight = exact.as_tensor(weight, x)
             if exact.is_constant(x, weight):
-                return (weight * torch.linalg.svdvals(x).sum(-1)).sum().to(leaf.dtype)
+                return (weight * decompositions.svdvals(x).sum(-1)).sum().to(leaf.dtype)
             positive = positive_part(dilation(x), basis_of(dilation(x)))
             return (weight * positive.diagonal(dim1=-2, dim2=-1).sum(-1)).sum().to(leaf.dtype)
 
@@ -103,7 +103,7 @@ def _soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     """``x`` with its singular values less a threshold, [...], and those below it 0."""
     threshold = threshold.expand(x.shape[:-2])
     if exact.is_constant(x, threshold):
-        left, values, right = torch.linalg.svd(x, full_matrices=False)
+        left, values, right = decompositions.svd(x)
         return (left * (values - threshold.unsqueeze(-1)).clamp_min(0.0).unsqueeze(-2)) @ right
     whole = dilation(x)
     values, vectors = basis_of(whole)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, sharded, tree
+from boxopt.core import decompositions, exact, sharded, tree
 from boxopt.core.combine import refuse_finished
 from boxopt.core.transform import GradientTransformation, bind, whole_leaves
 from boxopt.core.types import P, Scalar
@@ -127,7 +127,7 @@ def _galore_update(
         if dim is None:
             return old
         tall, _ = _as_matrix(exact.wide(g), dim)
-        left = torch.linalg.svd(tall.detach(), full_matrices=False).U[:, : old.shape[-1]]
+        left = decompositions.svd(tall.detach())[0][:, : old.shape[-1]]
         return torch.where(due, exact.like(left, old), old)
 
     def restore(low: Tensor, basis: Tensor, g: Tensor, dim: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, sharded
+from boxopt.core import decompositions, exact, sharded
 from boxopt.core.types import Scalar
 
 
@@ -68,7 +68,7 @@ def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     """
     ridge = exact.as_tensor(eps, moment) * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     shifted = (moment + moment.mT) / 2 + ridge
-    values, vectors = torch.linalg.eigh(shifted.detach())
+    values, vectors = decompositions.eigh(shifted.detach())
     least = exact.as_tensor(eps, moment).detach().clamp_min(torch.finfo(moment.dtype).tiny)
     roots = torch.where(values > least, values, least) ** (1 / power)
     root = (vectors / roots.unsqueeze(-2)) @ vectors.mT

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, sharded, tree
+from boxopt.core import decompositions, exact, sharded, tree
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -170,7 +170,7 @@ def _soap_update(
 
 
 def _eigenvectors(moment: Tensor) -> Tensor:
-    return torch.linalg.eigh(moment.detach()).eigenvectors
+    return decompositions.eigh(moment.detach())[1]
 
 
 def _power_step(moment: Tensor, basis: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, sharded, tree
+from boxopt.core import decompositions, exact, sharded, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
@@ -160,7 +160,7 @@ class PSD(MatrixSet):
         return positive_part(x, basis)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        least = torch.linalg.eigvalsh(symmetric(x))[..., 0]
+        least = decompositions.eigvalsh(symmetric(x))[..., 0]
         return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
@@ -213,7 +213,7 @@ def _rounding(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _is_definite(x: Tensor) -> Tensor:
     """Whether each matrix is positive definite, [..., 1, 1]."""
-    return (torch.linalg.eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
+    return (decompositions.eigvalsh(symmetric(x))[..., 0] > 0)[..., None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,12 +271,12 @@ class SpectralBall(_MatrixBall):
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x)[..., 0]
+        return decompositions.svdvals(x)[..., 0]
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
         radius = hyper[0]
         if exact.is_constant(x, radius):
-            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            left, values, right = decompositions.svd(x)
             limit = radius.unsqueeze(-1) if radius.ndim else radius
             outside = (values[..., :1] > limit).unsqueeze(-1)
             return torch.where(outside, (left * torch.minimum(values, limit).unsqueeze(-2)) @ right, x)
@@ -317,12 +317,12 @@ class NuclearBall(_MatrixBall):
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x).sum(-1)
+        return decompositions.svdvals(x).sum(-1)
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
         radius = hyper[0]
         if exact.is_constant(x, radius):
-            left, values, right = torch.linalg.svd(x, full_matrices=False)
+            left, values, right = decompositions.svd(x)
             limit = radius.unsqueeze(-1) if radius.ndim else radius
             outside = (values.sum(-1, keepdim=True) > limit).unsqueeze(-1)
             shrunk = project_l1_ball(values, None, limit)
@@ -373,7 +373,7 @@ class Stiefel(MatrixSet):
     """
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        left, values, right = torch.linalg.svd(x.detach(), full_matrices=False)
+        left, values, right = decompositions.svd(x.detach())
         polar = left @ right
         if exact.is_constant(x):
             return polar

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boxopt.core import exact
+from boxopt.core import decompositions, exact
 
 Basis = tuple[Tensor, Tensor]
 
@@ -35,7 +35,7 @@ def symmetric(x: Tensor) -> Tensor:
 
 def basis_of(x: Tensor) -> Basis:
     """Eigenvalues and eigenvectors of a symmetric matrix, detached."""
-    values, vectors = torch.linalg.eigh(x.detach())
+    values, vectors = decompositions.eigh(x.detach())
     return values, vectors
 
 
@@ -85,7 +85,7 @@ def leading_pair(x: Tensor) -> Tensor:
     Two steps of a Newton method for an eigenvector of the dilation, whose matrix is that at the solution and detached:
     each step adds an order.
     """
-    left, _, right = torch.linalg.svd(x.detach(), full_matrices=False)
+    left, _, right = decompositions.svd(x.detach())
     vector = torch.cat([left[..., :, :1], right[..., :1, :].mT], -2) / 2**0.5
     if not exact.is_constant(x):
         whole = dilation(x)
