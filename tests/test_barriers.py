@@ -367,3 +367,11 @@ def test_derivative_of_projections_onto_polyhedra():
         return S.Polyhedron(TALL, offset).project(y, step)
 
     assert torch.autograd.gradcheck(project, (y, step, offset), eps=1e-4, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [-1, None])
+def test_the_gradient_of_a_halfspace_whose_normal_is_a_number(dim):
+    x = torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
+    halfspace = bx.sets.Halfspace(-2.0, 0.5, dim=dim)
+    (expected,) = torch.autograd.grad(halfspace.barrier(x), x)
+    torch.testing.assert_close(halfspace.barrier_gradient(x.detach()), expected)
