@@ -440,6 +440,20 @@ def test_float64_stays_float64(entry):
             assert (leaf != leaf.float().double()).any()
 
 
+@every_entry
+def test_tensors_say_what_numbers_say(entry):
+    """Float64 tensors without dimensions: what is worked out of them, such as 1 − β, is so in float64."""
+    params, h = example_params(torch.float32), Hyper(weight=0.999)
+    gradients = random_like(params, 1.0, 3)
+    tensors = entry.build(pytree.tree_map(lambda x: torch.tensor(x, dtype=torch.float64), h))
+    numbers = entry.build(h)
+    state = numbers.init(params)
+    _, state = numbers.update(random_like(params, 1.0, 4), state, params)
+    got, expected = tensors.update(gradients, state, params), numbers.update(gradients, state, params)
+    assert_trees_equal(tensors.init(params), numbers.init(params), rtol=1e-7)
+    assert_trees_equal(got, expected, rtol=2e-6, atol=2e-7)
+
+
 # --- 8. clear about bad input: what concerns every entry (the rest is in test_bad_input.py) --------------------------
 
 

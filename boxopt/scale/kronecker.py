@@ -51,8 +51,7 @@ def update_moments(moments: Any, x: Tensor, size: int, decay: Scalar | None, *, 
         new = part.mT @ part if right else part @ part.mT
         if decay is None:
             return old + new
-        beta = exact.like(decay, old)
-        return beta * old + (1 - beta) * new
+        return exact.like(decay, old) * old + exact.like(1 - decay, old) * new
 
     parts = blocks(exact.wide(x), size)
     return [[update(*pair) for pair in zip(*rows, strict=True)] for rows in zip(moments, parts, strict=True)]
