@@ -77,6 +77,8 @@ def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     y = (vectors * roots.unsqueeze(-2)) @ vectors.mT
     for _ in range(2):
         missing = shifted - torch.linalg.matrix_power(y, power)
+        missing = missing - missing.detach()  # a rounding, which small slopes would magnify
         y = y + vectors @ ((vectors.mT @ missing @ vectors) / slope) @ vectors.mT
-    inverse = torch.linalg.inv(y)
-    return root + (inverse - inverse.detach())
+    # The inverse of y by its series at y: where a root is lost to rounding, y itself is singular.
+    step = root @ (y - y.detach())
+    return root - step @ root + step @ step @ root
