@@ -39,7 +39,7 @@ class Vectorwise:
 
     def _check(self, x: Tensor, *hyper: Any) -> None:
         axes = _axes(x, self.dim)
-        if axes and all(x.shape[axis] == 0 for axis in axes):
+        if any(x.shape[axis] == 0 for axis in axes):
             raise ValueError(f"{type(self).__name__} needs vectors with entries, got shape {tuple(x.shape)}")
         for name, value in zip((*self.numbers, *self.vectors), hyper, strict=True):
             if not isinstance(value, Tensor):
