@@ -91,7 +91,8 @@ def _quadratic_root(w: Tensor, tau: Tensor, pull: Tensor, limit: Tensor) -> Tens
 def _newton_step(a: Tensor, w: Tensor, tau: Tensor, length: Tensor) -> Tensor:
     """F(a)/F'(a), numerator and denominator times a²."""
     ratio = a / (length - a)
-    step = a * (a * (a - w) - tau * (1 - ratio)) / (a * a + tau * (1 + ratio * ratio))
+    slope = a * a + tau * (1 + ratio * ratio)
+    step = a * (a * (a - w) - tau * (1 - ratio)) / torch.where(slope > 0, slope, 1.0)
     # At the root the step is rounding error. Where it is not, τ or a² has underflowed: a is the wall, and stays there.
     return torch.where((step.abs() <= a / 2).detach(), step, torch.zeros_like(step))
 
