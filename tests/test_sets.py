@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 import boxopt as bx
@@ -137,6 +138,18 @@ def test_a_member_that_is_not_finite_touches_no_other(entry):
         if function in functions[:2]:  # a projection of NaN is NaN, unless it is a member
             for lost in (together[1], tracked[1].detach()):
                 assert lost.isnan().any() or float(members.violation(lost)) <= 1e-9
+
+
+@every_set
+def test_steps_of_fake_tensors(entry):
+    """What a donated step is traced with first, and how the structure of a state is found without memory."""
+    x = draw(entry.shape, 4)
+    tx = bx.chain(bx.adam(0.1), bx.project(entry.build(Numbers())))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        params = mode.from_tensor(x)
+        updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.shape == x.shape
+    assert updates.dtype == x.dtype
 
 
 @every_set
