@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.fuzz.generate import programs
 from tests.fuzz.modes import COMPILES, MODES, Refused, check
 
-SHRINK = 25.0  # seconds
+SHRINK = 8.0  # seconds
 
 
 class Enough(BaseException):

@@ -19,7 +19,7 @@ RADII = ["1.0", "0.5", "2.0", "1e-3", "0.0", "1e3", "h[0].weight", "h[0].upper",
 SHAPES = [(), (1,), (3,), (2, 3), (0,), (4, 1), (3, 3), (2, 2, 3), (0, 3), (1, 40), (40, 1), (1, 1)]
 LAYOUTS = ["plain", "plain", "transposed", "strided", "offset", "expanded"]
 TYPES = ["f64", "f32", "f32", "bf16", "f16"]
-MASKS = ["even_mask", "'*a*'", "'*'", "'*z'", "True", "lambda p: True"]
+MASKS = ["even_mask", "'*a*'", "'*'", "'*z'", "True", "all_of"]
 
 _kind_of = {name: _kinds(e.build(Hyper())) for name, e in BY_NAME.items()}
 GRADIENT = sorted(name for name, kinds in _kind_of.items() if kinds <= {"gradient"})
@@ -97,12 +97,12 @@ def boxes(draw):
     if kind == 1:
         return pick(draw, ["bx.Box(h[0].lower, None)", "bx.Box(None, h[0].upper)", "bx.Box()", "S.NonNegative()"])
     if kind == 2:
-        return "bx.Box(torch.tensor(h[0].lower), torch.tensor(h[0].upper))" if draw(st.booleans()) else "bx.Box(-float('inf'), 0.5)"
+        return "bx.Box(number(h[0].lower), number(h[0].upper))" if draw(st.booleans()) else "bx.Box(-float('inf'), 0.5)"
     lower, upper = pick(draw, BOUNDS)
     return f"bx.Box({lower!r}, {upper!r})"
 
 
-def _for_shape(draw, shape):
+def _for_shape(draw, shape, alone=True):
     """A set for a leaf of this shape, and its tolerance."""
     radius = pick(draw, RADII)
     if len(shape) == 0 or 0 in shape:
@@ -114,7 +114,7 @@ def _for_shape(draw, shape):
             n *= s
     tail = "" if dim == "-1" else f", dim={dim}"
     kind = draw(st.integers(0, 18))
-    if kind == 0:
+    if kind == 0 or (kind in (11, 17) and not alone):
         return draw(boxes()), 0.0
     if kind <= 4:
         name = ["L2Ball", "L1Ball", "LInfBall", "L2Ball"][kind - 1]
@@ -158,13 +158,13 @@ def sets(draw, leaves):
     if not leaves or draw(st.integers(0, 2)) == 0:
         return draw(boxes()), 0.0
     if draw(st.integers(0, 3)) == 0:
-        return _for_shape(draw, pick(draw, leaves).shape)  # for all leaves: refused where it does not fit
+        return _for_shape(draw, pick(draw, leaves).shape, len(leaves) == 1)  # for all leaves: refused where it does not fit
     found = {}
     for leaf in leaves:
         if leaf.path and draw(st.integers(0, 3)):
             found[leaf.path] = _for_shape(draw, leaf.shape)
     if not found:
-        return _for_shape(draw, leaves[0].shape)
+        return _for_shape(draw, leaves[0].shape, len(leaves) == 1)
     inner = ", ".join(f"{path!r}: {text}" for path, (text, _) in found.items())
     return f"S.ByPath({{{inner}}})", max(tolerance for _, tolerance in found.values())
 
@@ -301,7 +301,7 @@ def programs(draw, depth=5):
     else:
         made = _last(draw, leaves, deep)
     count = draw(st.integers(1, 4))
-    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "noise", "nan", "inf"]
+    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "noise", "nan", "inf", "storm"]
     scales = [1.0, 1.0, 1e-3, 30.0, 1e6, 1e-8]
     gradients = tuple((pick(draw, kinds), pick(draw, scales)) for _ in range(count))
     return Program(made.text, params, (draw(hypers()), draw(hypers())), gradients, made.lands, made.tolerance)

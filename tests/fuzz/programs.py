@@ -40,8 +40,12 @@ def leaf(shape, dtype="f64", seed=0, scale=1.0, layout="plain"):
     return x
 
 
-def half(h):
-    return bx.Box(h.lower, None)
+def number(value):
+    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
+
+
+def all_of(params):
+    return True
 
 
 def third_steps(step: Any) -> Any:
@@ -58,6 +62,8 @@ NAMES = {
     "schedule": schedule,
     "leaf": leaf,
     "third_steps": third_steps,
+    "number": number,
+    "all_of": all_of,
     "even_mask": registry.even_mask,
     "bias_labels": registry.bias_labels,
     "odd_steps": registry.odd_steps,
@@ -90,16 +96,20 @@ class Program:
     tolerance: float = 0.0
 
     def build(self, h):
-        return eval(self._code, NAMES | {"h": h})
+        return self._make(h)
 
     @cached_property
-    def _code(self):
-        return compile(self.transformation, "<program>", "eval")
+    def _make(self):
+        return eval(f"lambda h: {self.transformation}", dict(NAMES))
 
     def start(self):
         """The parameters, inside of the set."""
         params = eval(self.params, dict(NAMES))
-        return params if not self.lands else self.set(self.hypers).project(params)
+        if not self.lands:
+            return params
+        constraint = self.set(self.hypers)
+        constraint.check(params)
+        return constraint.project(params)
 
     def set(self, h):
         return eval(self.lands, NAMES | {"h": h})
@@ -113,6 +123,8 @@ class Program:
     def gradient(self, step, params, seed=0):
         """The gradients of a step: pure, of the same dtypes as the parameters."""
         kind, scale = self.gradients[step]
+        if kind == "storm":  # one member of an ensemble alone
+            kind = "nan" if seed == 1 else "noise"
         leaves, structure = pytree.tree_flatten(params)
         made = [x if x is None else _gradient(kind, scale, x, 1000 * step + 10 * seed + i) for i, x in enumerate(leaves)]
         return structure.unflatten(made)
