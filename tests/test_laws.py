@@ -7,6 +7,7 @@ import optree
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 import boxopt as bx
@@ -383,6 +384,17 @@ TREES = {
         "c": torch.tensor(0.25),
     },
 }
+
+
+@every_entry
+def test_fake_tensors(entry):
+    """Without values, as donated steps are traced first, results are of the same kinds."""
+    params = example_params()
+    expected = run(entry.build(Hyper()), params, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        got = run(entry.build(Hyper()), pytree.tree_map(mode.from_tensor, params), 1)
+    for x, y in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
 @every_entry
