@@ -4,10 +4,18 @@ import pytest
 import torch
 
 import boxopt as bx
-from tests.fuzz import modes
+from tests.fuzz import agreement
 from tests.fuzz.__main__ import Hunt
-from tests.fuzz.modes import Finding, check
+from tests.fuzz.agreement import Finding
+from tests.fuzz.check import check
 from tests.fuzz.programs import NAMES, Program
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_left():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def test_sixty_programs():
@@ -68,9 +76,9 @@ def test_what_is_broken_is_found(monkeypatch, update, mode, message):
 
 def test_roundings_pass_and_errors_do_not():
     x = torch.rand(5, dtype=torch.float64)
-    modes.agree(x * (1 + 1e-15), x, lambda y: y, (x,), "x")
+    agreement.agree(x * (1 + 1e-15), x, lambda y: y, (x,), "x")
     with pytest.raises(Finding, match="x differ by"):
-        modes.agree(x * (1 + 1e-9), x, lambda y: y, (x,), "x")
+        agreement.agree(x * (1 + 1e-9), x, lambda y: y, (x,), "x")
     steep = lambda y: torch.sin(1e12 * y)  # noqa: E731  known to 1e-4
-    with pytest.raises(modes.Skipped, match="ill-conditioned"):
-        modes.agree(steep(x) + 1e-6, steep(x), steep, (x,), "x")
+    with pytest.raises(agreement.Skipped, match="ill-conditioned"):
+        agreement.agree(steep(x) + 1e-6, steep(x), steep, (x,), "x")

@@ -158,7 +158,9 @@ def sets(draw, leaves):
     if not leaves or draw(st.integers(0, 2)) == 0:
         return draw(boxes()), 0.0
     if draw(st.integers(0, 3)) == 0:
-        return _for_shape(draw, pick(draw, leaves).shape, len(leaves) == 1)  # for all leaves: refused where it does not fit
+        return _for_shape(
+            draw, pick(draw, leaves).shape, len(leaves) == 1
+        )  # for all leaves: refused where it does not fit
     found = {}
     for leaf in leaves:
         if leaf.path and draw(st.integers(0, 3)):
@@ -245,12 +247,16 @@ def _step(draw, leaves, depth):
         return made._replace(text=f"bx.multi_steps({made.text}, {k})")
     if kind == 9:
         made = inner()
-        wrap = pick(draw, ["bx.skip_nonfinite({})", "bx.apply_if_finite({}, 2)", "bx.conditionally_mask({}, odd_steps)"])
+        wrap = pick(
+            draw, ["bx.skip_nonfinite({})", "bx.apply_if_finite({}, 2)", "bx.conditionally_mask({}, odd_steps)"]
+        )
         return made._replace(text=wrap.format(made.text))
     if kind == 10:
         made = inner()
         simple = made.lands.startswith(("bx.Box", "S.NonNegative"))
-        text = f"bx.lookahead({made.text}, {pick(draw, ['2', '1'])}, {pick(draw, ['0.5', '1.0', '0.0', f'{h}.weight'])})"
+        text = (
+            f"bx.lookahead({made.text}, {pick(draw, ['2', '1'])}, {pick(draw, ['0.5', '1.0', '0.0', f'{h}.weight'])})"
+        )
         return Made(text, made.lands if simple else "")
     if kind == 11:
         return Made(f"bx.masked({inner().text}, {pick(draw, MASKS)})")

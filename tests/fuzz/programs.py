@@ -118,7 +118,14 @@ class Program:
     def blocks(self):
         """The names of what the program is made of."""
         text = f"{self.transformation} {self.params} {self.lands}"
-        return frozenset(re.findall(r"entry\('([^']+)'|([A-Za-z_.]+)(?=\()|'(bf16|f16|f32|expanded|strided|transposed)'", text))
+        words = r"entry\('([^']+)'|([A-Za-z_.]+)(?=\()|'(bf16|f16|f32|expanded|strided|transposed)'"
+        return frozenset(re.findall(words, text))
+
+    def __str__(self):
+        default = Program("", "")
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        given = {name: value for name, value in given.items() if value != getattr(default, name)}
+        return f"Program({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def gradient(self, step, params, seed=0):
         """The gradients of a step: pure, of the same dtypes as the parameters."""
@@ -126,8 +133,8 @@ class Program:
         if kind == "storm":  # one member of an ensemble alone
             kind = "nan" if seed == 1 else "noise"
         leaves, structure = pytree.tree_flatten(params)
-        made = [x if x is None else _gradient(kind, scale, x, 1000 * step + 10 * seed + i) for i, x in enumerate(leaves)]
-        return structure.unflatten(made)
+        made = enumerate(leaves, start=1000 * step + 10 * seed)
+        return structure.unflatten([x if x is None else _gradient(kind, scale, x, number) for number, x in made])
 
     @property
     def tame(self):
