@@ -24,7 +24,7 @@ BATCH = 100
 
 
 class _Enough(BaseException):
-    """The time for making a finding smaller is over. Hypothesis lets no other exception through."""
+    """The time, or that for making a finding smaller, is over. Hypothesis lets no other exception through."""
 
 
 class Found(NamedTuple):
@@ -71,9 +71,9 @@ class Hunt:
         self.counts = Counter()
         self.findings = []
 
-    def batch(self, size=BATCH):
+    def batch(self, size=BATCH, until=float("inf")):
         """Some programs, up to the first finding, which is made small, printed and from then on known."""
-        smallest, deadline = None, float("inf")
+        smallest, deadline = None, until
 
         @hypothesis.seed(self.random.getrandbits(64))
         @settings(
@@ -159,8 +159,12 @@ def main():
     torch.set_num_threads(1)
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     hunt, start = Hunt(seed, arguments.share, arguments.only), time.monotonic()
-    while time.monotonic() - start < 60 * arguments.minutes:
-        hunt.batch()
+    end = start + 60 * arguments.minutes
+    try:
+        while time.monotonic() < end:
+            hunt.batch(until=end)
+    except KeyboardInterrupt:
+        pass
     minutes = (time.monotonic() - start) / 60
     programs_run = hunt.counts["programs"]
     print(f"seed {seed}: {programs_run} programs in {minutes:.1f} min, {len(hunt.findings)} findings")
