@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test check audit package bench scoreboard endurance docs gallery clean
+.PHONY: setup demo test fuzz check audit package bench scoreboard endurance docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -37,6 +37,11 @@ demo: .venv/main
 
 test: .venv/main
 	$(RUN) -m pytest -n 2 $(ARGS)
+
+# Random programs with fresh seeds, which must agree in every mode.
+MINUTES ?= 5
+fuzz: .venv/main
+	$(RUN) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 check: .venv/main .venv/check docs
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from boxopt.constrain.project import project
 from boxopt.constrain.projected import projected
 from boxopt.constrain.prox import prox
 from boxopt.constrain.tangent import tangent
-from boxopt.core.combine import MaskedNode, MaskedState, chain, masked, named_chain, partition
+from boxopt.core.combine import MaskedState, chain, masked, named_chain, partition
 from boxopt.core.donation import ConsumedError
 from boxopt.core.pack import Layout, Packed, PackedState, flatten, on_leaves, pack, packed
 from boxopt.core.state import tree_get, tree_get_all, tree_map_params, tree_set
@@ -35,6 +35,7 @@ from boxopt.core.transform import (
     identity,
     stateless,
 )
+from boxopt.core.types import MaskedNode
 from boxopt.core.values import CountState
 from boxopt.curvature import (
     fisher_diag,

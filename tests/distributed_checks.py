@@ -64,6 +64,16 @@ def one(rank, world, folder):
     assert float(bx.violation(bx.sets.ByPath(EXACT), params)) == 0
     close(full(_members(mesh, 6, 9, folder / "two", None)), _members_alone(0, 9), 1e-6)
     page()
+    single_rows(mesh)
+
+
+def single_rows(mesh):
+    """A whole leaf may be one row, and that row all that is cut."""
+    x = normal(torch.empty(1, 6, dtype=torch.float64), 0)
+    for constraint in (bx.sets.L2Ball(0.5, dim=None), bx.sets.Halfspace(1.0, -3.0, dim=None)):
+        got = constraint.project(cut(x, mesh))
+        close(full(got), constraint.project(x), 1e-12)
+        assert float(constraint.violation(got)) == 0
 
 
 def page():

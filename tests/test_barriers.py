@@ -367,3 +367,16 @@ def test_derivative_of_projections_onto_polyhedra():
         return S.Polyhedron(TALL, offset).project(y, step)
 
     assert torch.autograd.gradcheck(project, (y, step, offset), eps=1e-4, atol=1e-4, rtol=1e-3)
+
+
+def test_a_leaf_without_numbers_is_no_vector():
+    with pytest.raises(ValueError, match=r"needs vectors with entries, got shape \(0, 3\)"):
+        bx.barrier(bx.sets.L2Ball(1.0, dim=None), 0.1).init(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("dim", [-1, None])
+def test_the_gradient_of_a_halfspace_whose_normal_is_a_number(dim):
+    x = torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
+    halfspace = bx.sets.Halfspace(-2.0, 0.5, dim=dim)
+    (expected,) = torch.autograd.grad(halfspace.barrier(x), x)
+    torch.testing.assert_close(halfspace.barrier_gradient(x.detach()), expected)

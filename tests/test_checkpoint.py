@@ -116,6 +116,18 @@ def test_a_run_continues_packed_or_not(build):
     assert_trees_equal(bx.state_from_dict(bx.state_to_dict(together), build().init(params)), leafwise)
 
 
+def test_packed_masters_have_the_names_of_their_leaves():
+    """Only leaves of 16 bits have masters; the buffer of the others is empty."""
+    params = {"a": torch.tensor([0.5, 0.25], dtype=torch.bfloat16), "b": torch.tensor([0.5]), "c": torch.ones(1).half()}
+    plain = bx.master_weights(bx.sgd(0.1, momentum=0.9))
+    together = bx.packed(plain)
+    _, expected = plain.update(params, plain.init(params), params)
+    _, state = together.update(params, together.init(params), params)
+    mapping = bx.state_to_dict(state.inner)
+    assert_trees_equal(mapping, bx.state_to_dict(expected))
+    assert_trees_equal(bx.state_from_dict(mapping, together.init(params).inner), state.inner)
+
+
 # --- any tree ------------------------------------------------------------------------------------------------------
 
 

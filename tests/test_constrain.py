@@ -300,3 +300,20 @@ def test_active():
     box = bx.Box(torch.tensor([0.0, 0.0, 0.0, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.5]))
     assert bx.active(box, torch.tensor([0.0, 0.9, 1.0, 0.5])).tolist() == [-1, 0, 1, -1]
     assert bx.active(box, torch.tensor([0.0, 0.9, 1.0, 0.5]), tolerance=0.2).tolist() == [-1, 1, 1, -1]
+
+
+def test_boxes_by_path_are_made_coordinate_by_coordinate_whatever_their_bounds_are():
+    """Bounds that are tensors, of an ensemble's members say, are given whole leaves, and no less separable."""
+    params, gradients = (
+        {"a": torch.tensor([3.0, -1.0]), "b": torch.tensor([2.0])},
+        {"a": torch.ones(2), "b": torch.ones(1)},
+    )
+    for make in (
+        lambda box: bx.chain(bx.sgd(0.1), bx.penalize(box, 0.5, "huber")),
+        lambda box: bx.chain(bx.freeze_active(bx.sgd(0.1), box), bx.project(box)),
+    ):
+        results = []
+        for number in (float, torch.tensor):
+            tx = bx.packed(make(bx.sets.ByPath({"a": bx.Box(number(0.0), number(1.0))})))
+            results.append(tx.update(gradients, tx.init(params), params)[0])
+        torch.testing.assert_close(results[0], results[1])

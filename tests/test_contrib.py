@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 
 import boxopt as bx
 from boxopt.core.transform import accepted
+from boxopt.scale import kronecker
 from tests.contrib_table import CONTRIB_ROWS, CONTRIB_VARIANTS
 from tests.registry import ENTRIES
 
@@ -423,3 +424,13 @@ def test_before_a_set_and_packed(row):
     for one, other in zip(pytree.tree_leaves(whole), pytree.tree_leaves(packed), strict=True):
         assert ((one > -1.1) & (one < 0.8)).all()
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_roots_of_a_matrix_that_is_singular_but_for_rounding():
+    """Whether torch follows or not; the inverse that derivatives go through cannot be found by elimination."""
+    vector = torch.tensor([1e5, 2e5, 3e5], requires_grad=True)
+    moment = vector[:, None] * vector
+    followed = kronecker.inverse_root(moment, 4, 1e-30).detach()
+    torch.testing.assert_close(followed, kronecker.inverse_root(moment.detach(), 4, 1e-30))
+    zero = torch.zeros(2, 2, requires_grad=True)
+    torch.testing.assert_close(kronecker.inverse_root(zero, 4, 1e-4).detach(), 10 * torch.eye(2))

@@ -7,6 +7,7 @@ import optree
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 import boxopt as bx
@@ -387,6 +388,17 @@ TREES = {
 
 
 @every_entry
+def test_fake_tensors(entry):
+    """Without values, as donated steps are traced first, results are of the same kinds."""
+    params = example_params()
+    expected = run(entry.build(Hyper()), params, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        got = run(entry.build(Hyper()), pytree.tree_map(mode.from_tensor, params), 1)
+    for x, y in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+@every_entry
 @pytest.mark.parametrize("kind", TREES)
 def test_any_tree(entry, kind):
     skip_exempt(entry, kind)
@@ -439,6 +451,20 @@ def test_float64_stays_float64(entry):
         whole = (leaf == leaf.round()).all()  # a unit matrix, say, which float32 holds too
         if not whole and leaf.numel() > 1 and not ((leaf.abs() == leaf.abs().flatten()[0]).all()):
             assert (leaf != leaf.float().double()).any()
+
+
+@every_entry
+def test_tensors_say_what_numbers_say(entry):
+    """Float64 tensors without dimensions: what is worked out of them, such as 1 − β, is so in float64."""
+    params, h = example_params(torch.float32), Hyper(weight=0.999)
+    gradients = random_like(params, 1.0, 3)
+    tensors = entry.build(pytree.tree_map(lambda x: torch.tensor(x, dtype=torch.float64), h))
+    numbers = entry.build(h)
+    state = numbers.init(params)
+    _, state = numbers.update(random_like(params, 1.0, 4), state, params)
+    got, expected = tensors.update(gradients, state, params), numbers.update(gradients, state, params)
+    assert_trees_equal(tensors.init(params), numbers.init(params), rtol=1e-7)
+    assert_trees_equal(got, expected, rtol=2e-6, atol=2e-7)
 
 
 # --- 8. clear about bad input: what concerns every entry (the rest is in test_bad_input.py) --------------------------

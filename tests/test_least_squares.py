@@ -353,3 +353,9 @@ def test_compiled_as_eager(request, monkeypatch):
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         bx.least_squares(lambda p: p.sum() - torch.arange(3.0), torch.zeros(2), **options)
+
+
+def test_a_damping_in_another_dtype_takes_the_parameters():
+    params = torch.tensor([0.5], dtype=torch.float32)
+    state = bx.levenberg_marquardt(damping=torch.tensor(0.1, dtype=torch.float64)).init(params)
+    assert state.damping.dtype == torch.float32

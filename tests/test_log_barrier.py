@@ -152,3 +152,13 @@ def test_extended_logarithm():
         for _ in range(order):
             f = grad(f)
         torch.testing.assert_close(f(delta - 1e-12), f(delta + 1e-12), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_on_a_wall_without_a_force_the_derivative_is_finite(dtype):
+    y = torch.tensor([0.0, 1.0, 0.5], dtype=dtype, requires_grad=True)
+    low, high = torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)
+    x = prox_log_barrier(y, torch.zeros((), dtype=dtype), low, high)
+    (slope,) = torch.autograd.grad(x.sum(), y)
+    assert torch.isfinite(slope).all()
+    assert slope[2] == 1

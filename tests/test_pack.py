@@ -237,6 +237,24 @@ def test_what_is_not_declared_elementwise_gets_whole_leaves():
     assert bx.on_leaves(bx.adam(0.1)).update is bx.adam(0.1).update or bx.on_leaves(bx.identity()) == bx.identity()
 
 
+def test_selected_leaves_keep_their_names():
+    """A set by path, and the state of what gets whole leaves, are as without packing."""
+    params = {"a": torch.tensor([3.0, 4.0]), "b": {"c": torch.tensor([3.0, 4.0])}}
+    sets = bx.sets.ByPath({"b.c": bx.sets.L2Ball(2.0)})
+    by_path = bx.chain(bx.trace(0.9), bx.masked(bx.project(sets), "b.*"))
+    by_shape = bx.masked(bx.scale_by_sm3(), "b.*")
+    twice = bx.masked(bx.masked(bx.trace(0.9), "*.c"), "b.*")
+    for plain in (by_path, by_shape, twice):
+        tx = bx.packed(plain)
+        updates, state = tx.update(params, tx.init(params), params)
+        expected, expected_state = plain.update(params, plain.init(params), params)
+        assert_trees_equal(updates, expected)
+        assert_trees_equal(bx.state_to_dict(state.inner), bx.state_to_dict(expected_state))
+    halves = {"one": bx.packed(bx.masked(bx.scale(3.0), "a")), "two": bx.packed(bx.scale(5.0))}
+    updates, _ = (tx := bx.partition(halves, {"a": "one", "b": "two"})).update(params, tx.init(params), params)
+    assert_trees_equal(updates, {"a": 3 * params["a"], "b": {"c": 5 * params["b"]["c"]}})
+
+
 def test_layouts_compare_and_pickle():
     _, one = bx.pack(TREE)
     _, two = bx.pack(pytree.tree_map(lambda x: None if x is None else x + 1, TREE))

@@ -12,10 +12,12 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from sklearn.linear_model import Lasso
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
 import boxopt as bx
 from boxopt.regularizers import total_variation
+from tests.registry import REGULARIZERS, Hyper
 
 R = bx.regularizers
 DOUBLE = torch.float64
@@ -640,3 +642,12 @@ def test_momentum_does_not_weaken_what_follows_it(momentum, nesterov, kind):
     slope = grad(lambda x: ((x - target) ** 2).sum() / 2 + value(x))(x)
     fixed = torch.where(x == 0, slope.abs() <= 0.5, slope.abs() < 1e-6)
     assert fixed.all(), (x, slope)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_steps_of_fake_tensors_in_a_metric(name):
+    tx = bx.chain(bx.adam(0.1), REGULARIZERS[name](Hyper()))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        params = mode.from_tensor(torch.ones(4, 3))
+        updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.shape == (4, 3)

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 import boxopt as bx
@@ -116,6 +117,39 @@ def test_pure_and_pickles(entry):
     first = members.project(x)
     assert torch.equal(x, before)
     assert torch.equal(pickle.loads(pickle.dumps(members)).project(x), first)
+
+
+@every_set
+def test_a_member_that_is_not_finite_touches_no_other(entry):
+    members = entry.build(Numbers())
+    x, step = draw((3, *entry.shape), 4), positive((3, *entry.shape), 5)
+    x[1].view(-1)[0] = torch.nan
+    functions = [members.project, lambda x: members.project(x, step[0]), members.violation]
+    inside = members.project(draw(entry.shape, 1))
+    functions += [members.linear_minimizer, lambda x: members.tangent(inside, x)]
+    for function in functions:
+        try:
+            expected = function(x[2])
+        except NotImplementedError:
+            continue
+        together, tracked = vmap(function)(x), vmap(function)(x.clone().requires_grad_())
+        torch.testing.assert_close(together[2], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(tracked[2].detach(), expected, rtol=1e-9, atol=1e-9)
+        if function in functions[:2]:  # a projection of NaN is NaN, unless it is a member
+            for lost in (together[1], tracked[1].detach()):
+                assert lost.isnan().any() or float(members.violation(lost)) <= 1e-9
+
+
+@every_set
+def test_steps_of_fake_tensors(entry):
+    """What a donated step is traced with first, and how the structure of a state is found without memory."""
+    x = draw(entry.shape, 4)
+    tx = bx.chain(bx.adam(0.1), bx.project(entry.build(Numbers())))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        params = mode.from_tensor(x)
+        updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.shape == x.shape
+    assert updates.dtype == x.dtype
 
 
 @every_set

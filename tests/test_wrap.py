@@ -187,6 +187,7 @@ def test_inject_hyperparams_is_optax_s():
 
 
 def test_hyperparameters_are_batched_differentiated_and_set_without_recompilation():
+    torch._dynamo.reset()
     tx = bx.chain(bx.inject_hyperparams(bx.sgd)(0.1), bx.inject_hyperparams(bx.project)(BOX))
     params = torch.tensor([0.5, -0.5])
 
@@ -227,6 +228,21 @@ def test_every_optimizer_takes_hyperparameters_from_its_state(optimizer):
         updates, second = injected.update(slopes, states[1], params, **extra)
         states = first, second
         torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_first_moments_that_are_hyperparameters_are_batched():
+    """``init`` needs no value of them: not under vmap, nor where a state is only imagined."""
+    values = torch.tensor([0.25, 4.0], dtype=torch.float64)
+    make = bx.inject_hyperparams(lambda initial: bx.scale_by_rms(initial_scale=initial))
+    params = torch.ones(3)
+    together = vmap(lambda value: make(value).init(params).inner_state.nu)(values)
+    torch.testing.assert_close(together, values[:, None].float().expand(2, 3), rtol=0, atol=0)
+    weight = torch.nn.Parameter(params.clone())
+    optimizer = bx.TorchOptimizer([weight], make(0.25))
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    fresh = bx.TorchOptimizer([weight], make(0.25))
+    fresh.load_state_dict(optimizer.state_dict())
 
 
 def test_inject_hyperparams_says_what_is_wrong():

@@ -143,7 +143,7 @@ def _check(weight: Any, kind: str, delta: Any, constraint: ConstraintSet) -> Non
     check_nonnegative("delta", delta)
     if kind not in _MOVES:
         raise ValueError(f"kind is one of {', '.join(map(repr, _MOVES))}, got {kind!r}")
-    if kind != "quadratic" and not constraint.separable:
+    if kind != "quadratic" and not constraint.coordinatewise:
         raise ValueError(
             f"the {kind!r} penalty is made coordinate by coordinate, which {type(constraint).__name__} is not: use "
             "'quadratic'"
@@ -176,7 +176,7 @@ def _penalize_update(
         target = exact.wide(y) + _MOVES[kind](gap, t, exact.as_tensor(delta, gap))
         return target.to(param.dtype) - param
 
-    if constraint.separable:
+    if constraint.coordinatewise:
         nearest = constraint.project(candidate)
     else:  # the minimizer over z of Σ ρ/(1 + ρη)·(z − y)²: the penalty softens the metric
         metric = tree.combine(lambda rho, size: size + _inverse(rho), current(weight, state), step_size)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from boxopt.core import tree
 from boxopt.core.pack import Layout, Packed, _on_leaves_update, on_leaves
 from boxopt.core.transform import GradientTransformation, accepted, bind, finished, is_identity, is_last, members
-from boxopt.core.types import P
+from boxopt.core.types import MaskedNode, P
 
 
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
@@ -196,10 +196,6 @@ def _describe(transformation: GradientTransformation) -> str:
     return getattr(function, "__name__", repr(function)).strip("_").removesuffix("_update")
 
 
-class MaskedNode(NamedTuple):
-    """What stands in a masked tree in the place of a leaf that is left out. It has no leaves."""
-
-
 class SelectedNode(NamedTuple):
     """What stands in a selection in the place of a leaf that is kept. It has no leaves."""
 
@@ -300,7 +296,7 @@ class PackedSelection(NamedTuple):
 
     def flags(self) -> list[bool]:
         """Whether each leaf is kept, in the order of the layout."""
-        return [isinstance(node, SelectedNode) for node in tree.leaves_of(self.nodes, _is_node)]
+        return tree.leaves(tree.map(lambda _, node: isinstance(node, SelectedNode), self.layout.structure, self.nodes))
 
 
 def _keep(selection: Any, values: Any) -> Any:

@@ -22,6 +22,7 @@ from boxopt.core import sharded, tree
 from boxopt.core.donation import refuse_consumed
 from boxopt.core.storage import tied
 from boxopt.core.transform import GradientTransformation, bind, finished, is_elementwise, unchanged
+from boxopt.core.types import MaskedNode
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +191,11 @@ class Layout:
         return torch.cat(flat, dim=-1)
 
     def select(self, keep: Sequence[bool]) -> Layout:
-        """The layout of some of the leaves, numbered anew."""
+        """The layout of some of the leaves, numbered anew; a `MaskedNode` stands in the place of each other one."""
         kept = [index for index, wanted in enumerate(keep) if wanted]
+        numbers = {index: number for number, index in enumerate(kept)}
         return Layout(
-            list(range(len(kept))),
+            tree.map(lambda index: numbers.get(index, MaskedNode()), self.structure),
             tuple(self.paths[index] for index in kept),
             tuple(self.buffers[index] for index in kept),
             tuple(self.shapes[index] for index in kept),

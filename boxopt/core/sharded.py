@@ -190,6 +190,11 @@ def is_even(x: Any) -> bool:
     return all(x.shape[dim] % size == 0 for size, dim in pairs)
 
 
+def flattens(x: Any) -> bool:
+    """Whether torch can flatten a sharded tensor as it lies: what is cut is cut evenly, and more than one number."""
+    return is_even(x) and all(not p.is_shard() or x.shape[p.dim] > 1 for p in x.placements)
+
+
 def on_vectors(
     function: Callable[..., Tensor],
     axes: Sequence[int],

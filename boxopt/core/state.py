@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.core.combine import MaskedNode
 from boxopt.core.pack import Packed
+from boxopt.core.types import MaskedNode
 
 Filter = Callable[[str, Any], bool]
 

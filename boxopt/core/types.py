@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,10 @@ Schedule: TypeAlias = Callable[[Tensor], Tensor]
 """From the number of updates made so far, an integer tensor, to a value."""
 
 ScalarOrSchedule: TypeAlias = Scalar | Schedule
+
+
+class MaskedNode(NamedTuple):
+    """What stands in a masked tree in the place of a leaf that is left out. It has no leaves."""
 
 
 class ParameterSet(Protocol):

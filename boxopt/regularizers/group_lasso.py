@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
+from boxopt.core.search import may_stop
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import VectorRegularizer
 from boxopt.regularizers.elastic_net import soft_threshold
@@ -159,7 +160,7 @@ def _factor(y: Tensor, force: Tensor) -> Tensor:
 
     fixed = y.detach(), force.detach()
     norm = (fixed[0].abs() - fixed[1]).amax(-1, keepdim=True).clamp_min(0.0)
-    stop_early = exact.is_constant(y, force) and y.device.type == "cpu"
+    stop_early = exact.is_constant(y, force) and may_stop(y)
     for _ in range(_SECULAR_STEPS):
         before, norm = norm, newton(norm, *fixed)
         if stop_early and not bool((norm > before).any()):

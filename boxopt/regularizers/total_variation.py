@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.search import may_stop
 from boxopt.core.values import check_nonnegative
 from boxopt.regularizers.base import VectorRegularizer, usable
 from boxopt.sets.vectors import Dim
@@ -159,7 +160,7 @@ def _pulls(y: Tensor, mass: Tensor, weight: Tensor) -> Tensor:
     none = torch.zeros_like(y[..., :1])
     pull = torch.cat([torch.where(rise >= reach, 1.0, torch.where(-rise >= reach, -1.0, 0.0)), none], -1)
     index = torch.arange(size, device=y.device).expand(y.shape)
-    stop_early = exact.is_constant(y) and y.device.type == "cpu"
+    stop_early = exact.is_constant(y) and may_stop(y)
     for _ in range(size if stop_early else min(_ROUNDS, size - 1)):
         centre, offset = _levels(y, mass, weight, pull)
         dual = (mass * (offset + (centre - y))).cumsum(-1)

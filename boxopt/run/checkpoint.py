@@ -79,7 +79,9 @@ def state_from_dict(mapping: Mapping[str, Tensor], like: T) -> T:
 
     def rebuild(path: str, node: Any) -> Any:
         if _is_whole(node):
-            return node.replaced([values[_below(path, name)] for name in node.layout.paths])
+            held = _held(node)
+            made = held.replaced([values[_below(path, name)] for name in held.layout.paths])
+            return Packed({**node.buffers, **made.buffers}, node.layout)
         level = one_level(path, node)
         if level is None:
             return None if node is None else values[path]
@@ -212,7 +214,8 @@ def _by_path(state: Any) -> dict[str, Any]:
 def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:
     """The path and the value of each leaf; those of packed trees are views."""
     if _is_whole(node):
-        for name, view in zip(node.layout.paths, tree.leaves(node.unpack()), strict=True):
+        held = _held(node)
+        for name, view in zip(held.layout.paths, tree.leaves(held.unpack()), strict=True):
             yield _below(path, name), view
         return
     level = one_level(path, node)
@@ -232,7 +235,14 @@ def _is_whole(node: Any) -> bool:
     return isinstance(node, Packed) and all(
         isinstance(buffer, Tensor) and buffer.ndim > 0 and buffer.shape[-1] == node.layout.length(name)
         for name, buffer in node.buffers.items()
+        if tree.leaves(buffer)
     )
+
+
+def _held(node: Packed) -> Packed:
+    """The leaves of which a packed tree holds something: float32 masters, say, of those in 16 bits alone."""
+    empty = {name for name, buffer in node.buffers.items() if not tree.leaves(buffer)}
+    return node.select([name not in empty for name in node.layout.buffers]) if empty else node
 
 
 def _as_tensor(path: str, leaf: Any) -> Tensor:

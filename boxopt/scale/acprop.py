@@ -78,8 +78,7 @@ def _acprop_update(
     updates: P, state: ScaleByAcpropState, params: P, *, b1: Scalar, b2: Scalar, eps: Scalar, eps_root: Scalar
 ) -> tuple[P, ScaleByAcpropState]:
     def deviation(s: Tensor, g: Tensor, m: Tensor) -> Tensor:
-        beta = exact.like(b2, s)
-        return beta * s + (1 - beta) * (g - m) ** 2 + exact.like(eps_root, s)
+        return exact.like(b2, s) * s + exact.like(1 - b2, s) * (g - m) ** 2 + exact.like(eps_root, s)
 
     scaled = map_wide(lambda g, s: g * _factor(s, state.count, b2, eps), updates, state.nu)
     nu = map_wide(deviation, state.nu, updates, state.mu)

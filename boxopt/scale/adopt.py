@@ -104,12 +104,10 @@ def _adopt_update(
         return exact.clamp(direction, -limit, limit)
 
     def average(m: Tensor, d: Tensor) -> Tensor:
-        beta = exact.like(b1, m)
-        return torch.where(started, beta * m + (1 - beta) * d, m)
+        return torch.where(started, exact.like(b1, m) * m + exact.like(1 - b1, m) * d, m)
 
     def square(v: Tensor, g: Tensor) -> Tensor:
-        beta = exact.like(b2, v)
-        return torch.where(started, beta * v + (1 - beta) * g * g, g * g)
+        return torch.where(started, exact.like(b2, v) * v + exact.like(1 - b2, v) * g * g, g * g)
 
     normalized = map_wide(normalize, updates, state.nu)
     mu = map_wide(average, state.mu, normalized)

@@ -109,8 +109,7 @@ def _dadapt_update(
     rate = _rate(state.estim_lr, current(learning_rate, state), betas, count)
 
     def average(old: Tensor, g: Tensor, decay: Scalar) -> Tensor:
-        decay = exact.like(decay, old)
-        return decay * old + (1 - decay) * exact.like(rate, old) * g
+        return exact.like(decay, old) * old + exact.like(1 - decay, old) * exact.like(rate, old) * g
 
     def divided(m: Tensor, v: Tensor) -> Tensor:
         return m / (safe_sqrt(v) + exact.like(eps, v))
@@ -268,8 +267,7 @@ def _prodigy_update(
     slow = exact.like(beta3, d)
 
     def average(m: Tensor, g: Tensor) -> Tensor:
-        decay = exact.like(beta1, m)
-        return decay * m + (1 - decay) * exact.like(d, m) * g
+        return exact.like(beta1, m) * m + exact.like(1 - beta1, m) * exact.like(d, m) * g
 
     product = inner(updates, map_wide(lambda p0, p: p0 - p, state.params0, params))
     exp_avg = map_wide(average, state.exp_avg, updates)
@@ -316,8 +314,7 @@ def _size(d: Tensor, learning_rate: Any, b2: Scalar, count: Tensor) -> Tensor:
 
 def _square_average(decay: Scalar) -> Any:
     def average(v: Tensor, g: Tensor) -> Tensor:
-        beta = exact.like(decay, v)
-        return beta * v + (1 - beta) * g * g
+        return exact.like(decay, v) * v + exact.like(1 - decay, v) * g * g
 
     return average
 

@@ -52,8 +52,7 @@ def update_moments(moments: Any, x: Tensor, size: int, decay: Scalar | None, *, 
         new = part.mT @ part if right else part @ part.mT
         if decay is None:
             return old + new
-        beta = exact.like(decay, old)
-        return beta * old + (1 - beta) * new
+        return exact.like(decay, old) * old + exact.like(1 - decay, old) * new
 
     parts = blocks(exact.wide(x), size)
     return [[update(*pair) for pair in zip(*rows, strict=True)] for rows in zip(moments, parts, strict=True)]
@@ -79,6 +78,8 @@ def inverse_root(moment: Tensor, power: int, eps: Scalar) -> Tensor:
     y = (vectors * roots.unsqueeze(-2)) @ vectors.mT
     for _ in range(2):
         missing = shifted - torch.linalg.matrix_power(y, power)
+        missing = missing - missing.detach()  # a rounding, which small slopes would magnify
         y = y + vectors @ ((vectors.mT @ missing @ vectors) / slope) @ vectors.mT
-    inverse = torch.linalg.inv_ex(y).inverse
-    return root + (inverse - inverse.detach())
+    # The inverse of y by its series at y: where a root is lost to rounding, y itself is singular.
+    step = root @ (y - y.detach())
+    return root - step @ root + step @ step @ root

@@ -20,8 +20,10 @@ def zeros_like(params: Any) -> Any:
     return tree.map(torch.zeros_like, params)
 
 
-def full_like(params: Any, value: float) -> Any:
-    """A tree of one value for a moment."""
+def full_like(params: Any, value: Scalar) -> Any:
+    """A tree of one value for a moment; a tensor may have no value yet, or one for each member of a batch."""
+    if isinstance(value, Tensor):
+        return tree.map(lambda x: torch.zeros_like(x) + exact.like(value, x), params)
     return tree.map(lambda x: torch.full_like(x, value), params)
 
 
@@ -36,8 +38,7 @@ def update_moment(updates: Any, moments: Any, decay: Scalar, power: int) -> Any:
             if not isinstance(decay, Tensor) and exact.is_constant(new, old):
                 return exact.like(torch.lerp(old, new, 1 - decay, out=new), moment)
         if isinstance(decay, Tensor):
-            rate = exact.like(decay, old)
-            return exact.like(rate * old + (1 - rate) * new, moment)
+            return exact.like(exact.like(decay, old) * old + exact.like(1 - decay, old) * new, moment)
         return exact.like(torch.lerp(old, new, 1 - decay), moment)
 
     return foreach.map(average, moments, updates)
@@ -99,8 +100,7 @@ def look_ahead(b1: Scalar, count: Tensor) -> Callable[..., Tensor]:
     behind = exact.cast_once(bias_correction(b1, count) / bias_correction(b1, count + 1))
 
     def ahead(m: Tensor, g: Tensor) -> Tensor:
-        beta = exact.like(b1, m)
-        return beta * m * behind(m) + (1 - beta) * g
+        return exact.like(b1, m) * m * behind(m) + exact.like(1 - b1, m) * g
 
     return ahead
 

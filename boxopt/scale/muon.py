@@ -141,8 +141,8 @@ def _muon_update(
     def mean(m: Tensor, g: Tensor) -> Tensor:
         if not nesterov:
             return m / exact.like(now, m)
-        decay = exact.like(beta, m)
-        return decay * m / exact.like(ahead, m) + (1 - decay) * g / exact.like(now, m)
+        old, new = exact.like(beta / ahead, m), exact.like((1 - beta) / now, m)
+        return old * m + new * g
 
     def direction(m: Tensor, numbers: MuonDimensionNumbers) -> Tensor:
         wide = sharded.whole(exact.wide(m))

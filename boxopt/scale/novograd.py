@@ -90,8 +90,8 @@ def _novograd_update(
     first = state.count == 0
 
     def average(v: Tensor, g: Tensor) -> Tensor:
-        square, decay = exact.wide(g).square().sum(), exact.like(b2, v)
-        return torch.where(first, square, decay * v + (1 - decay) * square)
+        square = exact.wide(g).square().sum()
+        return torch.where(first, square, exact.like(b2, v) * v + exact.like(1 - b2, v) * square)
 
     def accumulate(m: Tensor, g: Tensor, p: Tensor, v: Tensor) -> Tensor:
         return exact.like(b1, m) * m + (g * _inverse(v, eps, eps_root) + exact.like(weight_decay, m) * p)

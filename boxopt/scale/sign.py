@@ -65,8 +65,7 @@ def _lion_update(
     updates: P, state: ScaleByLionState, params: P, *, b1: Scalar, b2: Scalar, mode: str, smooth_beta: Scalar
 ) -> tuple[P, ScaleByLionState]:
     def direction(m: Tensor, g: Tensor) -> Tensor:
-        beta = exact.like(b1, m)
-        mixed = beta * m + (1 - beta) * g
+        mixed = exact.like(b1, m) * m + exact.like(1 - b1, m) * g
         if mode == "smooth":
             return torch.tanh(exact.like(smooth_beta, m) * mixed)
         sign = torch.sign(mixed)

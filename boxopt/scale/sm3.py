@@ -99,8 +99,7 @@ def _weight(b2: Scalar, x: Tensor) -> Any:
     """1 − β₂, the weight of a new square in an average; 1 in a sum, where β₂ = 1."""
     if not isinstance(b2, Tensor):
         return 1.0 if b2 == 1 else 1 - b2
-    decay = exact.like(b2, x)
-    return torch.where(decay == 1, 1.0, 1 - decay)
+    return exact.like(torch.where(b2 == 1, 1.0, 1 - b2), x)
 
 
 def _inverse_root(s: Tensor, eps: Scalar) -> Tensor:

@@ -152,7 +152,7 @@ class Halfspace(_OneRow, InteriorSet):
 
     def _barrier_gradient(self, x: Tensor, relax: Tensor, *hyper: Tensor) -> Tensor:
         offset, normal = hyper
-        return -normal * relaxed_log_slope(-_excess(x, normal, offset), relax)
+        return (-normal * relaxed_log_slope(-_excess(x, normal, offset), relax)).expand(x.shape)
 
     def _prox_barrier(self, y: Tensor, tau: Tensor, *hyper: Tensor) -> Tensor:
         offset, normal = hyper

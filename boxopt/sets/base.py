@@ -30,6 +30,11 @@ class ConstraintSet:
     separable: bool = False
     """Whether the set constrains each number by itself, so that it may be given packed parameters."""
 
+    @property
+    def coordinatewise(self) -> bool:
+        """Whether the set constrains each number by itself, also where it has to be given whole leaves."""
+        return self.separable
+
     def check(self, params: Any) -> None:
         """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the set does not fit these parameters."""
         tree.check_parameters(params)

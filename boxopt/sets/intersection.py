@@ -68,6 +68,10 @@ class Intersection(ConstraintSet):
         self.sweeps = sweeps
         self.separable = all(member.separable for member in sets)
 
+    @property
+    def coordinatewise(self) -> bool:
+        return all(member.coordinatewise for member in self.sets)
+
     def __repr__(self) -> str:
         return f"Intersection({', '.join(map(repr, self.sets))})"
 
@@ -185,6 +189,10 @@ class ByPath(ConstraintSet):
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether all sets are boxes between two numbers, which may be given packed parameters."""
         return all(isinstance(member, Box) and member.is_between_numbers for member in self.sets.values())
+
+    @property
+    def coordinatewise(self) -> bool:
+        return all(member.coordinatewise for member in self.sets.values())
 
     def check(self, params: Any) -> None:
         params = params.unpack() if isinstance(params, Packed) else params

@@ -38,19 +38,19 @@ def project_simplex(y: Tensor, step: Tensor | None, total: Tensor) -> Tensor:
         threshold = _newton(excess.detach(), None, total.detach())
         if exact.is_constant(y, total):
             return excess.sub_(threshold).clamp_min_(0.0)
-        support = excess.detach() > threshold
+        support = ~(excess.detach() <= threshold)  # NaN is in it, so that all of the vector is NaN
         count = support.sum(-1, keepdim=True).clamp_min(1)
         level = (torch.where(support, excess, 0.0).sum(-1, keepdim=True) - total) / count
         value = torch.where(support, excess - level, 0.0)
     else:
         excess = _excess_in_metric(y, step, total.detach())
         threshold = _newton(excess.detach(), step.detach(), total.detach())
-        support = excess.detach() > threshold * step.detach()
+        support = ~(excess.detach() <= threshold * step.detach())
         weight = torch.where(support, step, 0.0).sum(-1, keepdim=True)
         weight = torch.where(weight > 0, weight, 1.0)
         level = (torch.where(support, excess, 0.0).sum(-1, keepdim=True) - total) / weight
         value = torch.where(support, excess - level * step, 0.0)
-    return torch.where(value > 0, value, 0.0)
+    return torch.where(value < 0, 0.0, value)
 
 
 def _excess_in_metric(y: Tensor, step: Tensor, total: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Vectorwise:
 
     def _check(self, x: Tensor, *hyper: Any) -> None:
         axes = _axes(x, self.dim)
-        if axes and all(x.shape[axis] == 0 for axis in axes):
+        if any(x.shape[axis] == 0 for axis in axes):
             raise ValueError(f"{type(self).__name__} needs vectors with entries, got shape {tuple(x.shape)}")
         for name, value in zip((*self.numbers, *self.vectors), hyper, strict=True):
             if not isinstance(value, Tensor):
@@ -69,7 +69,7 @@ class Vectorwise:
                 return function(leaf, *values)
             axes, count = _axes(leaf, self.dim), len(self.numbers)
             alike = not any(isinstance(v, Tensor) and v.ndim for v in values[: count + len(self.vectors)])
-            if self.reduces and alike and not metric and sharded.is_even(leaf):
+            if self.reduces and alike and not metric and sharded.flattens(leaf):
                 return function(leaf, *values)
             return sharded.on_vectors(function, axes, leaf, values[:count], values[count:], combine)
 

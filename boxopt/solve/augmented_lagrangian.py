@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, accepted, bind, finished
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
@@ -298,7 +298,7 @@ def _with_penalty(
         first = (10 * measured.loss.abs().clamp_min(1) / square.clamp_min(1)).clamp(1e-6, 1e6)
         first = torch.where(first < torch.inf, first, 1.0)
     else:
-        first = torch.as_tensor(penalty).to(multipliers.penalty).detach()
+        first = exact.as_tensor(penalty, multipliers.penalty).detach()
     return multipliers._replace(penalty=torch.where(is_first, first, multipliers.penalty))
 
 

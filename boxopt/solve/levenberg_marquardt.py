@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from boxopt.core import tree
+from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, finished
 from boxopt.core.types import P, Scalar
 from boxopt.sets.base import expect_set
@@ -115,7 +115,7 @@ def _levenberg_marquardt_init(params: Any, *, box: Box, damping: Scalar) -> Leve
         curvature=point.new_zeros(len(point), len(point)),
         active=torch.zeros_like(point, dtype=torch.int8),
         scale=torch.zeros_like(point),
-        damping=zero + damping,
+        damping=zero + exact.like(damping, zero),
         growth=zero + 2,
         decrease=zero.clone(),
     )

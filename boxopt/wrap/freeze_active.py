@@ -59,7 +59,7 @@ def freeze_active(transformation: GradientTransformation, constraint: Constraint
         >>> bx.tree_get(state, "count"), bx.tree_get(state, "mu")
         (tensor([0, 1]), tensor([0.0000, 0.3000]))
     """
-    if not constraint.separable:
+    if not constraint.coordinatewise:
         raise ValueError(f"{type(constraint).__name__} does not constrain each number by itself; a box does")
     if not _by_itself(transformation):
         raise ValueError("the transformation does not treat each number by itself: is it declared elementwise?")

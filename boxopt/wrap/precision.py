@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.combine import MaskedNode
 from boxopt.core.pack import Packed, on_leaves
 from boxopt.core.random import make_key, split, uniform
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, last
-from boxopt.core.types import P
+from boxopt.core.types import MaskedNode, P
 from boxopt.sets.base import ConstraintSet
 
 
