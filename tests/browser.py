@@ -1,6 +1,7 @@
 """A headless Chromium, told what to do over its DevTools protocol through two pipes: nothing but Python is needed."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +14,10 @@ QUIET = [
     f"--disable-{name}"
     for name in ("gpu", "quic", "background-networking", "component-update", "sync", "extensions", "dev-shm-usage")
 ]
+
+
+class NavigatedError(RuntimeError):
+    """The page that was asked went away before it answered."""
 
 
 class Browser:
@@ -63,7 +68,8 @@ class Browser:
         while (answer := self._next()).get("id") != self._count:
             self._note(answer)
         if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']['message']}")
+            message = answer["error"]["message"]
+            raise (NavigatedError if "navigated" in message else RuntimeError)(f"{method}: {message}")
         return answer["result"]
 
     def goto(self, url):
@@ -77,7 +83,8 @@ class Browser:
         """Click on a link, and wait for where it leads."""
         place = self.evaluate(f"document.querySelector({json.dumps(selector)}).href")
         self._events.clear()
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+        with contextlib.suppress(NavigatedError):
+            self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
         self.wait_for(f"window.location.href == {json.dumps(place)} && document.readyState == 'complete'")
 
     def evaluate(self, expression):
@@ -90,11 +97,12 @@ class Browser:
     def wait_for(self, expression):
         """Its value, as soon as it is true."""
         end = time.monotonic() + self.timeout
-        while not (value := self.evaluate(expression)):
-            if time.monotonic() > end:
-                raise TimeoutError(expression)
+        while time.monotonic() < end:
+            with contextlib.suppress(NavigatedError):  # the page that was asked is gone
+                if value := self.evaluate(expression):
+                    return value
             time.sleep(0.05)
-        return value
+        raise TimeoutError(expression)
 
     def resize(self, width, height, phone=False):
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)

@@ -1,5 +1,6 @@
 """The built site, in a real browser: what a person would stumble over. `make docs` builds it."""
 
+import contextlib
 import functools
 import http.server
 import inspect
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import boxopt as bx
-from tests.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, Browser, NavigatedError
 
 SITE = Path(__file__).parent.parent / "docs" / "_build"
 needs_site = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built: make docs")
@@ -111,7 +112,8 @@ def test_the_menu_of_a_phone_opens(browser, address):
 def test_search_finds_a_name(browser, address, served):
     browser.goto(f"{address}/index.html" if served else (SITE / "index.html").as_uri())
     browser.evaluate("document.querySelector('.sidebar-search').value = 'lbfgsb'")
-    browser.evaluate("document.querySelector('.sidebar-search-container').submit()")
+    with contextlib.suppress(NavigatedError):
+        browser.evaluate("document.querySelector('.sidebar-search-container').submit()")
     results = "document.querySelectorAll('#search-results li a')"
     browser.wait_for(f"document.readyState == 'complete' && window.location.search && {results}.length > 3")
     if served:
