@@ -9,7 +9,7 @@ A critic whose slope cannot exceed 1: Wasserstein distances of digits, beside cl
 
 The Wasserstein distance between two sets of images, by how much those of the one have to be changed at least, on
 average, to become those of the other, is also the most by which the mean of a function on the one can exceed its mean
-on the other, among the functions f with ``|f(x) − f(y)|`` ≤ ‖x − y‖. A Wasserstein GAN learns such an f, the critic.
+on the other, among the functions f with ``|f(x) − f(y)| ≤ ‖x − y‖``. A Wasserstein GAN learns such an f, the critic.
 The first ones kept its slope in bounds by clamping all weights to [−0.01, 0.01]; but the bound on the slope that
 follows is a number that depends on the sizes of the layers, and so is what the critic says.
 
