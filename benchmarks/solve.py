@@ -53,7 +53,7 @@ class Problems(NamedTuple):
     args: tuple[np.ndarray, ...] = ()
 
 
-def rosenbrock(count: int, random: np.random.Generator) -> Problems:
+def rosenbrock(count: int, random: np.random.Generator, size: int = SIZE) -> Problems:
     """Rosenbrock's chained valley, whose minimum is outside of half of the boxes."""
 
     def loss(x: Any) -> Any:
@@ -66,7 +66,7 @@ def rosenbrock(count: int, random: np.random.Generator) -> Problems:
         gradient[:-1] -= 400 * x[:-1] * inner + 2 * rest
         return float((100 * inner**2 + rest**2).sum()), gradient
 
-    upper = random.uniform(0.5, 1.5, (count, SIZE))
+    upper = random.uniform(0.5, 1.5, (count, size))
     return Problems(loss, both, loss, random.uniform(-2, 0.5, upper.shape), np.full_like(upper, -2.0), upper)
 
 
@@ -274,6 +274,40 @@ def section_single(count: int) -> None:
         print(
             f"| {name} | {1e3 * theirs:.2f} | {1e3 * of_torch:.2f} | {1e3 * eager:.1f} | {1e3 * compiled:.2f} | "
             f"{compiled / theirs:.2f} | {compiled / of_torch:.2f} | {warm_up:.0f} s |",
+            flush=True,
+        )
+
+
+def section_long(count: int) -> None:
+    """One problem with many parameters, for some evaluations."""
+    some = 60
+    print(f"\n## Rosenbrock's valley with many parameters: milliseconds an evaluation, of {some}\n")
+    print("| parameters | the loss in torch | SciPy, NumPy | SciPy, torch | boxopt | of NumPy | of torch |")
+    print("|---" * 7 + "|")
+    for size in (1_000, 30_000, 1_000_000):
+        problems = rosenbrock(1, np.random.default_rng(0), size)
+        start, lower, upper = (torch.from_numpy(x[0]) for x in (problems.start, problems.lower, problems.upper))
+        loss = timed(partial(torch.func.grad_and_value(problems.torch), start), rounds=9)[0]
+        times = []
+        for both in (problems.numpy, through_torch(problems.torch)):
+            seconds, found = timed(
+                partial(
+                    scipy.optimize.minimize,
+                    both,
+                    problems.start[0],
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=scipy.optimize.Bounds(problems.lower[0], problems.upper[0]),
+                    options={"gtol": 0.0, "ftol": 0.0, "maxfun": some},
+                ),
+                rounds=3,
+            )
+            times.append(seconds / found.nfev)
+        solve = partial(bx.minimize, problems.torch, start, bx.lbfgsb(bx.Box(lower, upper)), tol=0.0, max_steps=some)
+        own = timed(solve, rounds=3)[0] / some
+        print(
+            f"| {size} | {1e3 * loss:.2f} | {1e3 * times[0]:.2f} | {1e3 * times[1]:.2f} | {1e3 * own:.2f} | "
+            f"{own / times[0]:.2f} | {own / times[1]:.2f} |",
             flush=True,
         )
 

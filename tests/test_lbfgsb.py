@@ -314,8 +314,9 @@ def learned(model, steps, changes):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_models_are_bfgs_matrices(count):
+def test_models_are_bfgs_matrices(count, monkeypatch):
     size, memory = 6, 4
+    monkeypatch.setattr("boxopt.solve.pair_model._WIDTH", 4)
     steps, changes = pairs_of_a_quadratic(count, size)
     zero, unit = torch.zeros(size, dtype=F64), torch.eye(size, dtype=F64)
 
@@ -340,6 +341,8 @@ def test_models_are_bfgs_matrices(count):
         torch.testing.assert_close(matrix_of(forgotten, size), unit)
         assert bool(forgotten.fresh)
         assert not bool(kept.fresh)
+        again = learned(forgotten, steps[:1], changes[:1])
+        torch.testing.assert_close(matrix_of(again, size), bfgs(steps[:1], changes[:1], first))
 
 
 def sigma_mix(a, low, high):

@@ -36,7 +36,7 @@ def box_step(
     projected, truncated = target.clamp(below, above), (cauchy + share * onward).clamp(below, above)
 
     def model(step: Tensor) -> Tensor:
-        return ((gradient + hessian.times(step) / 2) * step).sum(0)
+        return (gradient * step).sum(0) + hessian.curvature(step) / 2
 
     step = torch.where(model(projected) < model(truncated), projected, truncated)
     return torch.where((gradient * step).sum(0) < 0, step, cauchy)
@@ -48,6 +48,6 @@ def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: 
     steepest = torch.where(blocked, 0.0, gradient)
     size = steepest.abs().amax(0)
     unit = steepest / torch.where(size > 0, size, 1.0)
-    curvature = (unit * hessian.times(unit)).sum(0)
+    curvature = hessian.curvature(unit)
     rate = (unit * unit).sum(0) / torch.where(curvature > 0, curvature, 1.0)
     return (-rate * gradient).clamp(below, above)

@@ -20,7 +20,7 @@ from boxopt.core.search import search
 from boxopt.sets.box import Box
 from boxopt.solve.batching import Slot, put_together
 from boxopt.solve.solver import Within, finite
-from boxopt.solve.step import Run, Setting, Step, frozen, status_of
+from boxopt.solve.step import Run, Setting, Step, next_run
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class ColumnStep(Step):
 
     problems_dim = -1
 
-    def advance_all(self, run: Run, tensors: list[Tensor], dims: list[int | None]) -> Run:
+    def advance_all(self, run: Run, tensors: list[Tensor], dims: list[int | None], all_running: bool = False) -> Run:
         """The run of all problems after one more evaluation; the same for those that have ended.
 
         Args:
             run: The run of all problems.
             tensors: What the step reads beside it.
             dims: Along which dimension each of these has an entry for each problem; None where they share it.
+            all_running: Whether it is known that none has ended.
         """
         *tensors, lower, upper = tensors
         setting: Setting = put_together(self.setting, tensors)
@@ -51,8 +52,7 @@ class ColumnStep(Step):
         if any(dtype != self.flat.dtype for dtype in self.flat.dtypes):
             rounded = vmap(lambda trial: self.flat.ravel(self.flat.unravel(trial)))(transposed(state.trial))
             state = state._replace(trial=transposed(rounded))
-        steps = run.steps + 1
-        return frozen(run, Run(state, status_of(run.state.iterate, state, steps, setting.limits), steps))
+        return next_run(run, state, setting.limits, all_running)
 
 
 def bound_in(function: Any) -> dict[str, Any]:

@@ -58,6 +58,10 @@ class DenseModel(NamedTuple):
         """B times a vector."""
         return (self.matrix * vector).sum(1)
 
+    def curvature(self, vector: Tensor) -> Tensor:
+        """d·Bd of a vector d."""
+        return (vector * self.times(vector)).sum(0)
+
     def minimize_over(self, free: Tensor, slope: Tensor) -> Tensor:
         """The minimizer of slope·d + ½ d·Bd over the coordinates that are free; the others are 0."""
         if self.matrix.ndim > 2 or torch.compiler.is_compiling():

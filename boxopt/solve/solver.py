@@ -16,6 +16,7 @@ with one difference: ``params`` are *trials*. The best point is in ``state.itera
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -140,9 +141,8 @@ def solver_update(
 ) -> tuple[P, Any]:
     """Advance by what was found at the trial; at any other point, as an infeasible start is, only move to the trial."""
     flat = Flat.of(params)
-    gradient, point = flat.ravel(updates), flat.ravel(params)
-    new = advance(flat, constraint, state, *finite(gradient, value), **options)
-    arrived = is_near(flat, point, state.trial)
+    new = _advanced(flat, updates, state, value, constraint, advance, options)
+    arrived = is_near(flat, flat.ravel(params), state.trial)
     new = _representable(flat, tree.map(lambda one, other: torch.where(arrived, one, other), new, state))
     return constraint.land(params, flat.unravel(new.trial), strictly=strictly), new
 
@@ -161,7 +161,6 @@ def second_order_update(
     options: dict[str, Any],
 ) -> tuple[P, Any]:
     """`solver_update` for a method that differentiates the loss itself, and is a constant to further derivatives."""
-    options = options | {"value_fn": value_fn}
     return solver_update(
         tree.map(torch.detach, updates),
         tree.map(torch.detach, state),
@@ -171,8 +170,38 @@ def second_order_update(
         advance=advance,
         strictly=strictly,
         within=within,
-        options=options,
+        options=options | {"value_fn": value_fn},
     )
+
+
+def state_after(solver: GradientTransformation, flat: Flat, gradients: Any, state: Any, extra: dict[str, Any]) -> Any:
+    """The state after an evaluation at the trial: that of ``update``, which also looks where the parameters are.
+
+    Args:
+        solver: A solver.
+        flat: How its parameters lie in a vector.
+        gradients: Those of the loss at the trial.
+        state: The solver's state.
+        extra: What its ``update`` takes beside them.
+    """
+    bound = solver.update.keywords if isinstance(solver.update, partial) else {}
+    if "advance" not in bound:
+        return solver.update(gradients, state, flat.unravel(state.trial), **extra)[1]
+    options = bound["options"] | {name: extra[name] for name in extra if name != "value"}
+    new = _advanced(flat, gradients, state, extra["value"], bound["constraint"], bound["advance"], options)
+    return _representable(flat, new)
+
+
+def _advanced(
+    flat: Flat,
+    gradients: Any,
+    state: Any,
+    value: Tensor,
+    constraint: ConstraintSet,
+    advance: Advance,
+    options: dict[str, Any],
+) -> Any:
+    return advance(flat, constraint, state, *finite(flat.ravel(gradients), value), **options)
 
 
 def finite(gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from boxopt.core.transform import GradientTransformation, accepted
 from boxopt.solve.batching import put_together
 from boxopt.solve.flat import Flat
 from boxopt.solve.result import Status
-from boxopt.solve.solver import Iterate, max_norm
+from boxopt.solve.solver import Iterate, max_norm, state_after
 from boxopt.solve.track import TrackedState, is_solver_state, tracked
 
 Evaluate = Callable[..., tuple[Any, dict[str, Any]]]
@@ -95,22 +95,24 @@ class Step:
         zero = torch.zeros((), dtype=torch.int64, device=self.flat.device)
         return Run(state, zero.to(torch.int8), zero)
 
-    def advance(self, run: Run, tensors: list[Tensor]) -> Run:
-        """The run after one more evaluation; the same if it has ended."""
+    def advance(self, run: Run, tensors: list[Tensor], all_running: bool = False) -> Run:
+        """The run after one more evaluation; the same if it has ended, unless it is known that none has."""
         setting = put_together(self.setting, tensors)
         solver, names = setting.solver, accepted(setting.solver)
         if isinstance(run.state, TrackedState):
             solver, names = tracked(solver, setting.constraint), None
-        params = self.flat.unravel(run.state.trial)
-        gradients, extra = self.evaluate(params, *setting.args)
+        gradients, extra = self.evaluate(self.flat.unravel(run.state.trial), *setting.args)
         extra = {name: value for name, value in extra.items() if names is None or name in names}
-        _, state = solver.update(gradients, run.state, params, **extra)
-        steps = run.steps + 1
-        return frozen(run, Run(state, status_of(run.state.iterate, state, steps, setting.limits), steps))
+        state = state_after(solver, self.flat, gradients, run.state, extra)
+        return next_run(run, state, setting.limits, all_running)
 
 
-def frozen(old: Run, new: Run) -> Run:
-    """The old run where it has ended, the new one elsewhere."""
+def next_run(old: Run, state: Any, limits: Limits, all_running: bool) -> Run:
+    """The run that has come to a state; the old one where it had ended, which need not be looked at if none had."""
+    steps = old.steps + 1
+    new = Run(state, status_of(old.state.iterate, state, steps, limits), steps)
+    if all_running:
+        return new
     running = old.status == RUNNING
     return tree.map(lambda one, other: torch.where(running, one, other), new, old)
 
