@@ -345,6 +345,17 @@ def test_models_are_bfgs_matrices(count, monkeypatch):
         torch.testing.assert_close(matrix_of(again, size), bfgs(steps[:1], changes[:1], first))
 
 
+def test_a_loss_with_many_roundings():
+    """Where they hide what the loss loses, slopes tell it."""
+
+    def loss(x):
+        value = (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum() + 24
+        return value + 60 * 24 * torch.finfo(F64).eps * torch.cos(1e9 * x.detach().sum())
+
+    result = bx.minimize(loss, random(8, seed=2) * 0.5, bx.lbfgsb(bx.Box(-2.0, 0.9)), tol=1e-8, max_steps=150)
+    assert int(result.status) == bx.Status.GRADIENT
+
+
 def sigma_mix(a, low, high):
     """Moré and Thuente's fourth to sixth function (after Yanai, Ozawa and Kaneko)."""
     gamma = lambda beta: np.sqrt(1 + beta**2) - beta  # noqa: E731

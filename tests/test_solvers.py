@@ -500,6 +500,33 @@ def test_general_constraints_against_slsqp(problem):
     np.testing.assert_allclose(result.params.numpy(), found.x, atol=2e-3)
 
 
+def wong(x):
+    """HS113's loss, Wong's second problem; and its constraints, negative where they hold."""
+    a, b, c, d, e, f, g, h, i, j = x
+    loss = a**2 + b**2 + a * b - 14 * a - 16 * b + (c - 10) ** 2 + 4 * (d - 5) ** 2 + (e - 3) ** 2 + 2 * (f - 1) ** 2
+    loss = loss + 5 * g**2 + 7 * (h - 11) ** 2 + 2 * (i - 10) ** 2 + (j - 7) ** 2 + 45
+    sides = (
+        4 * a + 5 * b - 3 * g + 9 * h - 105,
+        10 * a - 8 * b - 17 * g + 2 * h,
+        -8 * a + 2 * b + 5 * i - 2 * j - 12,
+        3 * (a - 2) ** 2 + 4 * (b - 3) ** 2 + 2 * c**2 - 7 * d - 120,
+        5 * a**2 + 8 * b + (c - 6) ** 2 - 2 * d - 40,
+        0.5 * (a - 8) ** 2 + 2 * (b - 4) ** 2 + 3 * e**2 - f - 30,
+        a**2 + 2 * (b - 2) ** 2 - 2 * a * b + 14 * e - 6 * f,
+        -3 * a + 6 * b + 12 * (i - 8) ** 2 - 7 * j,
+    )
+    return loss, torch.stack(sides)
+
+
+def test_the_first_penalty_from_a_feasible_start():
+    """From there, where the loss is 753, a penalty of its size would be 300 times too large."""
+    start = torch.tensor([2.0, 3, 5, 5, 1, 2, 7, 3, 6, 10], dtype=DTYPE)
+    solver = bx.augmented_lagrangian(bx.lbfgsb(), inequality=lambda x: wong(x)[1])
+    result = bx.minimize(lambda x: wong(x)[0], start, solver, max_steps=600)
+    assert int(result.status) == bx.Status.GRADIENT
+    assert abs(float(result.value) - 24.3062091) < 1e-6
+
+
 def weighted_sum(x, weights, total):
     return weights @ x - total
 

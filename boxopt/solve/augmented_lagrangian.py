@@ -22,7 +22,7 @@ from boxopt.solve.track import constraint_of, is_solver_state
 Function = Callable[[Any], Any]
 """From the parameters to a tensor, or a tree of tensors, of constraint values."""
 
-_ENOUGH = 0.5  # of the last infeasibility; where more is left, the penalty grows
+_ENOUGH = 0.25  # of the last infeasibility; where more is left, the penalty grows
 _GROWTH = 10.0
 _TIGHTER = 0.1
 _IDLE = 10  # how often in a row the solver may have nothing to improve
@@ -108,10 +108,9 @@ def augmented_lagrangian(
        + \tfrac{1}{2\rho} \big\|\max(0, \nu + \rho g(x))\big\|^2 - \tfrac{1}{2\rho}\|\nu\|^2, $$
 
     each time to a tenth of the last tolerance. Then λ becomes λ + ρh(x) and ν becomes max(0, ν + ρg(x)); where the
-    constraints are missed by more than stationarity, and by more than half of what they were missed by before, ρ
-    becomes 10ρ; and the solver begins
-    anew where it is. Each update takes one evaluation of f, and evaluates h and g, and one product with each of their
-    transposed Jacobians, at the same point.
+    constraints are missed by more than stationarity, and by more than a quarter of what they were missed by before,
+    ρ becomes 10ρ; and the solver begins anew where it is. Each update takes one evaluation of f, and evaluates h and g,
+    and one product with each of their transposed Jacobians, at the same point.
 
     ``state.iterate.optimality`` is the largest of ‖P(x − ∇L) − x‖∞, ‖h(x)‖∞ and ‖min(−g(x), ν)‖∞, L being the
     Lagrangian with the multipliers that the point stands for. So a `minimize` that has converged is feasible to its
@@ -122,7 +121,8 @@ def augmented_lagrangian(
         equality: h, from the parameters to a tensor, or a tree of them. Numbers of its own for each problem of a batch
             are bound in a ``functools.partial``, as tensors whose leading dimensions are the batch's.
         inequality: g, likewise.
-        penalty: The first ρ > 0; unless given, such that the penalty has ten times the size of the loss, or of 1.
+        penalty: The first ρ > 0; unless given, such that the penalty has ten times the size of the loss, or of 1, and
+            at most 10: a start that is feasible tells nothing, and ρ is never made smaller.
         inner_steps: After how many updates the multipliers change at the latest.
 
     Returns:
@@ -295,7 +295,7 @@ def _with_penalty(
     """With the first ρ, at the first evaluation."""
     if penalty is None:
         square = (measured.equality.square().sum() + measured.inequality.clamp_min(0).square().sum()) / 2
-        first = (10 * measured.loss.abs().clamp_min(1) / square.clamp_min(1)).clamp(1e-6, 1e6)
+        first = (10 * measured.loss.abs().clamp_min(1) / square.clamp_min(1)).clamp(1e-6, 10.0)
         first = torch.where(first < torch.inf, first, 1.0)
     else:
         first = exact.as_tensor(penalty, multipliers.penalty).detach()

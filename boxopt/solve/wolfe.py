@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 DECREASE, CURVATURE = 1e-3, 0.9
+NOISE = 100  # roundings of the loss: of a sum of many terms, or of large ones
 FEWEST, MOST = 1.1, 4.0  # an extrapolated step goes this many times as far beyond the last
 PATIENCE, TRIALS = 15, 20  # after so many trials decrease is enough; after so many the search has failed
 
@@ -70,7 +71,7 @@ def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search
     start, low, high = search.start, search.low, search.high
     here = Point(search.step, value, slope)
     eps = torch.finfo(value.dtype).eps
-    noise = 10 * eps * start.value.abs()
+    noise = NOISE * eps * start.value.abs()
 
     decreases = value <= start.value + DECREASE * here.step * start.slope
     flat = slope.abs() <= -CURVATURE * start.slope
