@@ -153,7 +153,9 @@ def run_boxopt(
     state = method.init(torch.tensor(problem.start))
     for _ in range(limit):
         value, gradient = record(state.trial.numpy())
-        _, state = method.update(torch.tensor(gradient), state, state.trial, value=torch.tensor(value, dtype=torch.float64))
+        _, state = method.update(
+            torch.tensor(gradient), state, state.trial, value=torch.tensor(value, dtype=torch.float64)
+        )
         if state.iterate.optimality <= tol or state.stalled:
             break
     return record.trace
