@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test fuzz check audit package bench scoreboard endurance docs gallery clean
+.PHONY: setup demo test coverage versions fuzz check audit package bench scoreboard endurance docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -49,9 +49,25 @@ check: .venv/main .venv/check docs
 	$(BIN)/pyright --warnings
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml boxopt
 
+# Branch coverage of the whole library. Generating code takes most of the tests' time, and adds no line of ours.
+coverage: .venv/main .venv/check
+	$(BIN)/coverage erase
+	$(RUN) -m coverage run -m pytest -n 2 -k "not compiles_whole and not compiles_around and not exactness" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# The tests with other versions of what they need, in an environment of its own: the lower bounds, or WHICH=newest.
+WHICH ?= lowest
+versions: .venv/bin/python
+	$(PYTHON) -m venv .venv/$(WHICH)
+	.venv/$(WHICH)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $$($(BIN)/python tests/versions.py $(WHICH))
+	PYTHONPATH=. .venv/$(WHICH)/bin/python -m pytest -n 2 $(ARGS)
+
 # Known vulnerabilities of what is installed; it asks a service on the network, so that it is no part of `check`.
+# What the service does not know is an error: it may know nothing at all.
 audit: .venv/check
-	$(BIN)/pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > .venv/requirements.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/requirements.txt
 
 # What users install: the README's first example from the wheel, in an environment that has nothing else.
 package: .venv/check

@@ -412,6 +412,22 @@ def test_several_may_save_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["run.pt"]
 
 
+def test_the_folder_of_another_may_go_while_it_is_made(tmp_path, monkeypatch):
+    """It is there when ours is to be made, and gone when it is looked at; ``mkdir(exist_ok=True)`` then raises."""
+    make, calls = os.mkdir, []
+
+    def late(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists")
+        make(*args)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    bx.save(tmp_path / "run.pt", {"a": torch.ones(2)})
+    assert len(calls) == 2
+    assert os.listdir(tmp_path) == ["run.pt"]
+
+
 KILLED = """
 import os, random, signal, sys, time
 import torch

@@ -235,6 +235,30 @@ def test_derivative_at_a_tie_is_that_of_the_identity():
     assert high.grad.tolist() == [0, 0, 0, 1, 0]
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("kind", ["numbers", "tensors", "one of each"])
+def test_derivative_at_a_tie_is_that_of_the_identity_in_every_mode(kind, backend):
+    """torch's own ``clamp`` has 1 there until torch 2.13, and from 2.14 on 0 for numbers and 1/2 for tensors."""
+    x = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
+    low, high = (torch.full((5,), value) for value in (0.0, 1.0))
+    box = {"numbers": bx.Box(0.0, 1.0), "tensors": bx.Box(low, high), "one of each": bx.Box(0.0, high)}[kind]
+    tx, clip = bx.project(box), bx.clip({"numbers": 1.0}.get(kind, torch.tensor(1.0)))
+
+    def projected(x):
+        return box.project(x).sum()
+
+    def after(x):
+        return (x + tx.update(torch.zeros(5), bx.EmptyState(), x)[0]).sum()
+
+    def clipped(x):
+        return clip.update(2 * x - 1, bx.EmptyState(), x)[0].sum() / 2
+
+    for function in (projected, after, clipped):
+        torch._dynamo.reset()
+        derivative = torch.compile(torch.func.grad(function), fullgraph=True, backend=backend)
+        assert derivative(x).tolist() == [1, 1, 0, 0, 1]
+
+
 def test_fixed_coordinates_stay():
     box = bx.Box(torch.tensor([0.3, -1.0]), torch.tensor([0.3, 1.0]))
     params = torch.tensor([0.3, 0.0])

@@ -15,7 +15,7 @@ errors = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(errors)
 
 X = torch.zeros(2, 3)
-ADAM = bx.adam(0.1)
+ADAM, BOX = bx.adam(0.1), bx.Box(0.0, 1.0)
 RAISED = {
     "frank_wolfe needs a bounded set": lambda: bx.frank_wolfe(bx.sets.NonNegative()).init(torch.zeros(2)),
     "mirror has steps in a Simplex, got Box": lambda: bx.mirror(bx.Box(0.0, 1.0)),
@@ -32,6 +32,26 @@ RAISED = {
     "is of square matrices, got a parameter of shape": lambda: bx.sets.PSD().check(X),
     "names a dimension of a parameter of shape (2, 3) twice": lambda: bx.sets.L2Ball(dim=(0, -2)).project(X),
     "and the right-hand side (..., m), got (2, 3)": lambda: bx.nnls(X, torch.zeros(3)),
+    "both are float32 or float64": lambda: bx.nnls(X.half(), torch.zeros(2).half()),
+    "a lower bound is above the upper one": lambda: bx.bvls(X, torch.zeros(2), 1.0, 0.0),
+    "spg compares with the losses of at least one point": lambda: bx.spg(BOX, memory=0),
+    "lbfgsb keeps at least one pair": lambda: bx.lbfgsb(BOX, memory=0),
+    "projected_newton takes at least one conjugate-gradient step": lambda: bx.projected_newton(BOX, cg_steps=0),
+    "interior_point takes at least one conjugate-gradient step": lambda: bx.interior_point(BOX, cg_steps=0),
+    "interior_point is for a box, got Simplex": lambda: bx.interior_point(bx.sets.Simplex()),
+    "fista takes a set, then a regularizer; got float for the set": lambda: bx.fista(0.1),
+    "Hyperplane has no linear minimizer, which": lambda: bx.frank_wolfe(bx.sets.Hyperplane(torch.ones(2), 1.0)),
+    "prox takes a regularizer, got Box; a set is for `project`": lambda: bx.prox(BOX),
+    "sync_period is at least 1": lambda: bx.lookahead(ADAM, 0, 0.5),
+    "k is at least 1": lambda: bx.apply_every(0),
+    "block_size is at least 1": lambda: bx.contrib.shampoo(0.1, block_size=0).init(X),
+    "needs an axis, got shape (1, 1, 1, 1, 2, 2)": lambda: bx.adaptive_grad_clip(0.1).update(
+        torch.ones(1, 1, 1, 1, 2, 2), bx.EmptyState(), torch.ones(1, 1, 1, 1, 2, 2)
+    ),
+    "the coefficients are one of": lambda: bx.contrib.muon(0.1, ns_coeffs="other").init(X),
+    "the coefficients have the shape": lambda: bx.contrib.muon(0.1, ns_coeffs=(1.0, 2.0)).init(X),
+    "one of rtol and atol is positive": lambda: bx.contrib.reduce_on_plateau(rtol=0.0, atol=0.0),
+    "penalty is made coordinate by coordinate": lambda: bx.penalize(bx.sets.Simplex(), 0.1, "exact"),
     "give one of these paths, or a filter": lambda: bx.tree_get((ADAM.init(X), ADAM.init(X)), "count"),
     "the state has another structure than expected": lambda: bx.state_from_dict({}, ADAM.init(X)),
 }

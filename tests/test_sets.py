@@ -208,6 +208,17 @@ def test_derivatives_are_finite_everywhere(entry, place):
             assert second is None or torch.isfinite(second).all()
 
 
+@pytest.mark.parametrize("entry", [each for each in SETS if each.exact], ids=str)
+def test_violation_has_derivative_0_where_it_is_0(entry):
+    """On the boundary, where torch 2.14 gives ``clamp`` another derivative than the versions before."""
+    members = entry.build(Numbers())
+    for start in (torch.zeros(entry.shape, dtype=torch.float64), draw(entry.shape, 9, 3.0)):
+        point = members.project(start).requires_grad_()
+        violation = members.violation(point)
+        assert violation == 0
+        assert not torch.autograd.grad(violation, point)[0].any()
+
+
 @every_set
 @pytest.mark.parametrize("mode", ["plain", "vmap", "grad"])
 def test_compiles(entry, mode):

@@ -13,6 +13,7 @@ from sklearn.svm import SVC
 
 import boxopt as bx
 from boxopt.solve.newton import newton_direction, truncated_cg
+from boxopt.solve.quadratic import _solve_unrolled, solve
 
 DTYPE = torch.float64
 
@@ -612,3 +613,14 @@ def test_clear_about_bad_input():
         bx.augmented_lagrangian(bx.spg(bx.Box()), equality=torch.sum, penalty=-1.0)
     with pytest.raises(TypeError, match="needs a solver, such as spg"):
         bx.augmented_lagrangian(bx.adam(0.1), equality=torch.sum).init(torch.zeros(2))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_small_systems_number_by_number(size):
+    """What compiled code does with them, in eager mode, against LAPACK; also in a batch, and what is not definite."""
+    root = torch.randn(4, size, size, dtype=DTYPE)
+    matrix, right = root @ root.mT + torch.eye(size, dtype=DTYPE), torch.randn(4, size, dtype=DTYPE)
+    expected = torch.linalg.solve(matrix, right)
+    torch.testing.assert_close(torch.func.vmap(_solve_unrolled)(matrix, right), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(solve)(matrix, right), expected, rtol=1e-9, atol=1e-12)
+    assert not _solve_unrolled(torch.zeros(size, size, dtype=DTYPE), right[0]).isfinite().any()

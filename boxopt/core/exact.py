@@ -183,7 +183,7 @@ def land(params: Tensor, target: Tensor, lower: Any, upper: Any) -> Tensor:
     info = torch.finfo(params.dtype)
     if is_constant(params, target, lower, upper):
         return _land_in_place(params, target, lower, upper)
-    update = _between_numbers(target - params, info.min, info.max)
+    update = _finite(target - params)
     if is_unbounded(lower) and is_unbounded(upper):
         return update
     step = rounded(update)
@@ -209,8 +209,9 @@ def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     """The nearest number between two bounds; at a tie its derivative is that of the identity. A NaN bound is none."""
     if is_constant(x, low, high) or (is_unbounded(low) and is_unbounded(high)):
         return clip(x, low, high)
-    if not isinstance(low, Tensor) and not isinstance(high, Tensor):
-        return _between_numbers(x, low, high)
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not torch.compiler.is_compiling():
+        near = clip(x.detach(), low, high)  # one choice: of x only where it was changed is kept for the derivative
+        return torch.where(near == x.detach(), x, near)
     if not is_unbounded(low):
         x = torch.where(x < low, low, x)
     if not is_unbounded(high):
@@ -218,12 +219,12 @@ def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     return x
 
 
-def _between_numbers(x: Tensor, low: float, high: float) -> Tensor:
-    """`clamp` for two numbers, in one choice: of x only where it was changed is kept for the derivative."""
-    if torch.compiler.is_compiling():  # the inductor would store that one by one
-        return torch.clamp(x, low, high)
-    near = clip(x.detach(), low, high)
-    return torch.where(near == x.detach(), x, near)
+def _finite(x: Tensor) -> Tensor:
+    """Infinities as the largest numbers; what the derivative is at these is of no matter."""
+    info = torch.finfo(x.dtype)
+    if torch.compiler.is_compiling():  # the inductor would store the condition of a choice one by one
+        return torch.clamp(x, info.min, info.max)
+    return clamp(x, info.min, info.max)
 
 
 def clip(x: Tensor, lower: Any, upper: Any) -> Tensor:

@@ -33,7 +33,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     """An empty folder that no other process has; it is removed in the end."""
     handle = None
     while handle is None:
-        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # not exist_ok, which raises when the folder is gone the next moment
+            folder.mkdir()
         handle = _locked(folder)
     try:
         for left in folder.iterdir():  # by a process that was killed

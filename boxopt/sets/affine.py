@@ -126,7 +126,7 @@ class Halfspace(_OneRow, InteriorSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         offset, normal = hyper
-        return (_excess(x, normal, offset).clamp_min(0.0) / _length(normal, x)).squeeze(-1)
+        return (_excess(x, normal, offset).relu() / _length(normal, x)).squeeze(-1)
 
     def tangent(self, x: Any, gradients: P) -> P:
         """The gradients; on the boundary, without what −g has along the normal."""

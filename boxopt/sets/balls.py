@@ -65,7 +65,7 @@ class _Ball(VectorSet):
         return 3 * torch.finfo(x.dtype).eps + summation_error(x)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        return (self._norm(x) - hyper[0]).clamp_min(0.0).squeeze(-1)
+        return (self._norm(x) - hyper[0]).relu().squeeze(-1)
 
     def _fit(self, x: Tensor, radius: Tensor) -> Tensor:
         """``x`` scaled into the ball where rounding left it outside."""

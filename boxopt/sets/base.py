@@ -72,7 +72,7 @@ class ConstraintSet:
         return tree.map(sharded.like, made, params)
 
     def violation(self, x: Any) -> Tensor:
-        """How far ``x`` is outside, as a scalar in the parameters' units: 0 inside and on the boundary."""
+        """How far ``x`` is outside, as a scalar in the parameters' units: 0, with derivative 0, where it is not."""
         raise NotImplementedError(f"{type(self).__name__} has no measure of violation")
 
     def tangent(self, x: Any, gradients: P) -> P:

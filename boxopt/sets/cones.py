@@ -96,7 +96,7 @@ class SecondOrderCone(InteriorSet):
         return torch.where(outside & last, update + error, update)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        return (torch.linalg.vector_norm(x[..., :-1], dim=-1) - x[..., -1]).clamp_min(0.0)
+        return (torch.linalg.vector_norm(x[..., :-1], dim=-1) - x[..., -1]).relu()
 
     def _is_inside(self, x: Tensor, *hyper: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x[..., :-1], dim=-1, keepdim=True)

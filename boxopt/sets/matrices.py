@@ -162,7 +162,7 @@ class PSD(MatrixSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         least = eigvalsh(symmetric(x))[..., 0]
-        return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).clamp_min(0.0)
+        return torch.maximum(-least, (x - x.mT).abs().amax((-2, -1))).relu()
 
     def land(self, params: P, target: P, *, strictly: bool = False) -> P:
         if not strictly:
@@ -230,7 +230,7 @@ class _MatrixBall(MatrixSet):
         raise NotImplementedError
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
-        return (self._norm(x) - hyper[0]).clamp_min(0.0)
+        return (self._norm(x) - hyper[0]).relu()
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         """The nearest matrix, drawn inwards by rounding errors where its norm in float64 says that it is outside."""

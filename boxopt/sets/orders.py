@@ -77,7 +77,7 @@ class Monotone(VectorSet):
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         gaps = x[..., :-1] - x[..., 1:]
         gaps = -gaps if self.decreasing else gaps
-        return torch.cat([gaps, torch.zeros_like(x[..., :1])], -1).amax(-1).clamp_min(0.0)
+        return torch.cat([gaps, torch.zeros_like(x[..., :1])], -1).amax(-1).relu()
 
 
 @search("isotonic_levels")

@@ -126,7 +126,7 @@ class Polyhedron(InteriorSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(precise(self.matrix), dim=-1)
-        return ((-self._slack(x)).clamp_min(0.0) / torch.where(length > 0, length, 1.0)).amax(-1)
+        return ((-self._slack(x)).relu() / torch.where(length > 0, length, 1.0)).amax(-1)
 
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
         return shortened(params, target - params, lambda x: (self._slack(x) >= 0).all(-1, keepdim=True))

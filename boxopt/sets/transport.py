@@ -124,7 +124,7 @@ class TransportPolytope(MatrixSet):
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         row, column = self._sums(x)
-        below = (-x).amax((-2, -1)).clamp_min(0.0)
+        below = (-x).amax((-2, -1)).relu()
         rows = (x.sum(-1, keepdim=True) - row).abs().amax((-2, -1))
         return torch.maximum(below, torch.maximum(rows, (x.sum(-2, keepdim=True) - column).abs().amax((-2, -1))))
 

@@ -16,6 +16,7 @@ from boxopt.sets.box import Box
 from boxopt.solve.flat import Flat
 from boxopt.solve.solver import (
     Iterate,
+    at_least_one,
     first_iterate,
     make_solver,
     max_norm,
@@ -213,7 +214,7 @@ def _next_curvature(
 ) -> Tensor:
     """L: at first such that the step has the size of the parameters, then as found, then a little less each time."""
     last = state.curvature
-    guess = new.optimality / max_norm(new.params).clamp_min(1)
+    guess = new.optimality / at_least_one(max_norm(new.params))
     guess = torch.where(guess > 0, guess, 1.0)
     sunk = torch.where(new.accepted == 2, torch.minimum(torch.maximum(found, 0.1 * last), last), 0.9 * last)
     raised = torch.where(found < torch.inf, found, torch.inf).clamp(2 * last, 4 * last)

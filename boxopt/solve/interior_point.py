@@ -15,6 +15,7 @@ from boxopt.solve.flat import Flat
 from boxopt.solve.newton import hessian, hessian_product, newton_direction, shortened, truncated_cg
 from boxopt.solve.solver import (
     Iterate,
+    at_least_one,
     first_iterate,
     is_stuck,
     make_solver,
@@ -159,7 +160,7 @@ def _interior_start(flat: Flat, constraint: Box, point: Tensor, *, cg_steps: int
         torch.zeros_like(point),
         torch.zeros_like(point),
         zero_like(point),
-        10 * max_norm(point).clamp_min(1),
+        10 * at_least_one(max_norm(point)),
         zero_like(point, torch.bool),
     )
 

@@ -14,6 +14,7 @@ from boxopt.solve.flat import Flat
 from boxopt.solve.newton import Product, hessian, hessian_product, newton_direction, shortened, truncated_cg
 from boxopt.solve.solver import (
     Iterate,
+    at_least_one,
     first_iterate,
     is_stuck,
     make_solver,
@@ -108,7 +109,7 @@ def _newton_start(flat: Flat, constraint: Box, point: Tensor, *, cg_steps: int |
         torch.zeros_like(point),
         torch.zeros_like(point, dtype=torch.bool),
         zero_like(point) + 1,
-        10 * max_norm(point).clamp_min(1),
+        10 * at_least_one(max_norm(point)),
         zero_like(point, torch.bool),
     )
 

@@ -281,6 +281,11 @@ def max_norm(x: Tensor) -> Tensor:
     return x.abs().amax(0) if x.shape[0] else x.sum(0)
 
 
+def at_least_one(x: Tensor) -> Tensor:
+    """max(x, 1); its derivative where x is 1 is the identity's, whatever torch's convention is."""
+    return torch.where(x < 1, 1.0, x)
+
+
 def nonzero(x: Tensor) -> Tensor:
     """``x`` to divide by: the least normal number where it is smaller."""
     return x.clamp_min(torch.finfo(x.dtype).tiny)

@@ -13,6 +13,7 @@ from boxopt.sets.base import ConstraintSet
 from boxopt.solve.flat import Flat
 from boxopt.solve.solver import (
     Iterate,
+    at_least_one,
     first_iterate,
     is_stuck,
     make_solver,
@@ -140,7 +141,7 @@ def _spectral_step(new: Iterate, old: Iterate, is_first: Tensor) -> Tensor:
     """α; where the loss is not curved upwards along the last step, what moves x by its own size."""
     moved = new.params - old.params
     square, curvature = (moved * moved).sum(), (moved * (new.gradient - old.gradient)).sum()
-    without = torch.where(is_first, 1.0, max_norm(new.params).clamp_min(1.0)) / nonzero(new.optimality)
+    without = torch.where(is_first, 1.0, at_least_one(max_norm(new.params))) / nonzero(new.optimality)
     known = (curvature > 0) & ~is_first
     curvature = torch.where(known, curvature, 1.0)
     turned = new.gradient - old.gradient
