@@ -9,7 +9,7 @@ from tests.fuzz.programs import BY_NAME, SCHEDULES, Program
 from tests.registry import Hyper
 
 RATES = [0.1, 0.0, 1e-8, 1e-3, 0.5, 1.0, 10.0]
-STRENGTHS = [0.01, 1e-12, 1e-4, 0.3, 2.0]
+STRENGTHS = [0.01, 1e-12, 1e-4, 0.3, 2.0, 1e-300, 1e30, 0.0]
 WEIGHTS = [0.3, 0.0, 0.05, 0.5, 0.9, 0.999]
 BOUNDS = [
     (-1.0, 0.75), (0.0, 1.0), (0.0, 0.0), (-1e-3, 1e-3), (1e-6, 1.0), (-100.0, 100.0), (1.0, 1.0078125),
@@ -113,7 +113,7 @@ def _for_shape(draw, shape, alone=True):
         for s in shape:
             n *= s
     tail = "" if dim == "-1" else f", dim={dim}"
-    kind = draw(st.integers(0, 18))
+    kind = draw(st.integers(0, 19))
     if kind == 0 or (kind in (11, 17) and not alone):
         return draw(boxes()), 0.0
     if kind <= 4:
@@ -147,6 +147,9 @@ def _for_shape(draw, shape, alone=True):
         return f"S.NuclearBall({radius})", 0.0
     if len(shape) >= 2 and kind == 17:
         return f"S.TransportPolytope({1.0 / shape[-2]!r}, {1.0 / shape[-1]!r})", 64.0
+    if kind == 19:
+        tensor = f"constant({shape}, 'f64', 7, 0.1)"
+        return f"bx.Box({tensor} - 0.5, {tensor} + 0.25)", 0.0
     if kind == 18:
         return f"S.Intersection(S.L2Ball(1.0{tail}), bx.Box(-0.4, 0.5))", 1e6
     return f"S.L2Ball({radius}{tail})", 0.0
@@ -208,6 +211,15 @@ def _gradient(draw, leaves, depth):
         return pick(draw, adds).format(constraint)
     if kind == 11:
         return f"bx.packed({inner()})"
+    if kind == 12:
+        wraps = [
+            "C.mechanize({})",
+            "C.schedule_free({}, 0.1)",
+            "bx.multi_steps({}, 2, should_skip_update_fn=few_and_finite)",
+            "bx.named_chain(('one', {}), ('two', bx.scale(-0.5)))",
+            "bx.on_leaves({})",
+        ]
+        return pick(draw, wraps).format(inner())
     return f"bx.chain({', '.join(inner() for _ in range(draw(st.integers(1, 3))))})"
 
 
@@ -233,6 +245,8 @@ def _step(draw, leaves, depth):
             Made(f"bx.penalize({constraint}, 0.5, 'huber')"),
             Made(f"bx.frank_wolfe({constraint})"),
             Made("bx.prox(R.L1(0.1))"),
+            Made(f"bx.prox(R.Sum(R.GroupLasso({h}.weight), R.TotalVariation(0.1), sweeps=2))"),
+            Made(f"bx.project({constraint}, straight_through=True)"),
             Made(f"bx.prox(bx.ElasticNet(0.0, {h}.weight))"),
         ]
         return pick(draw, others)
@@ -307,7 +321,7 @@ def programs(draw, depth=5):
     else:
         made = _last(draw, leaves, deep)
     count = draw(st.integers(1, 4))
-    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "noise", "nan", "inf", "storm"]
+    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "turned", "nan", "inf", "storm"]
     scales = [1.0, 1.0, 1e-3, 30.0, 1e6, 1e-8]
     gradients = tuple((pick(draw, kinds), pick(draw, scales)) for _ in range(count))
     return Program(made.text, params, (draw(hypers()), draw(hypers())), gradients, made.lands, made.tolerance)
