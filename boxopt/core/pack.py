@@ -503,7 +503,8 @@ def _packed_update(
 
 
 def _packed_step_size(state: PackedState, step_size: Any, *, transformation: GradientTransformation) -> Any:
-    return transformation.step_size(state.inner, step_size)
+    # A tree of leaves, which fits what follows whether the parameters are packed there or not.
+    return _unpacked_prefix(transformation.step_size(state.inner, step_size))
 
 
 def on_leaves(transformation: GradientTransformation) -> GradientTransformation:
