@@ -62,12 +62,14 @@ class Hunt:
     Args:
         seed: For all that is random.
         share: By what to multiply how often the modes that compile are run.
+        others: By what to multiply how often the others are.
         only: The modes to run, one of them at least with each program; all, each as often as `MODES` says, if empty.
     """
 
-    def __init__(self, seed, share=1.0, only=()):
+    def __init__(self, seed, share=1.0, only=(), others=1.0):
         self.random = random.Random(seed)
         self.share = share
+        self.others = others
         self.only = only
         self.counts = Counter()
         self.findings = []
@@ -121,7 +123,7 @@ class Hunt:
         chance = random.Random(repr(program))
         if self.only:
             return [chance.choice(self.only)]
-        shares = {name: share * (self.share if name in COMPILES else 1.0) for name, (_, share) in MODES.items()}
+        shares = {name: share * (self.share if name in COMPILES else self.others) for name, (_, share) in MODES.items()}
         return [name for name, share in shares.items() if chance.random() < share]
 
     def _run(self, program, modes, counts):
@@ -156,12 +158,13 @@ def main():
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, help="one that was printed; programs are then the same")
     parser.add_argument("--share", type=float, default=1.0, help="multiplies how often programs are compiled")
+    parser.add_argument("--others", type=float, default=1.0, help="multiplies how often they are run in other modes")
     parser.add_argument("--only", nargs="*", default=(), choices=list(MODES), help="modes")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
-    hunt, start = Hunt(seed, arguments.share, arguments.only), time.monotonic()
+    hunt, start = Hunt(seed, arguments.share, arguments.only, arguments.others), time.monotonic()
     end = start + 60 * arguments.minutes
     gc.disable()  # collecting as programs go takes a fifth of the time
     try:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.fuzz import compiled, modes
+from tests.fuzz import compiled, modes, relations
 from tests.fuzz.agreement import Refused, Skipped
 from tests.fuzz.programs import Program
 from tests.fuzz.reference import reference
@@ -12,6 +12,8 @@ MODES = {
     "tensors": (modes.tensors, 0.7),
     "tracked": (modes.tracked, 0.7),
     "fake": (modes.fake, 0.05),
+    "wrapped": (relations.wrapped, 0.5),
+    "directions": (relations.directions, 0.3),
     "saved": (modes.saved, 0.2),
     "packed": (modes.packed, 0.5),
     "vmapped": (modes.vmapped, 0.2),

@@ -174,6 +174,14 @@ def sets(draw, leaves):
     return f"S.ByPath({{{inner}}})", max(tolerance for _, tolerance in found.values())
 
 
+# They take gradients of other shapes, with an entry for each example.
+UNPACKED = [name for name, e in BY_NAME.items() if "packed" in e.exempt]
+
+
+def _packed(text):
+    return text if any(f"entry({name!r}" in text for name in UNPACKED) else f"bx.packed({text})"
+
+
 def _rate(draw):
     if draw(st.integers(0, 3)) == 0:
         return f"schedule({pick(draw, sorted(SCHEDULES))!r}, h[0])"
@@ -210,7 +218,7 @@ def _gradient(draw, leaves, depth):
         ]
         return pick(draw, adds).format(constraint)
     if kind == 11:
-        return f"bx.packed({inner()})"
+        return _packed(inner())
     if kind == 12:
         wraps = [
             "C.mechanize({})",
@@ -283,7 +291,7 @@ def _step(draw, leaves, depth):
         return Made(f"bx.projected({before()}, {constraint}{extra})", constraint, tolerance)
     if kind == 14:
         made = inner()
-        return made._replace(text=f"bx.packed({made.text})")
+        return made._replace(text=_packed(made.text))
     box = draw(boxes())
     return Made(f"bx.chain(bx.freeze_active({before()}, {box}), bx.project({box}))", box)
 
