@@ -16,7 +16,7 @@ BOUNDS = [
     (0.25, 0.25), (-1e30, 1e30), (1e-40, 1.0), (-0.0, 0.5), (-5.0, -0.1),
 ]  # fmt: skip
 RADII = ["1.0", "0.5", "2.0", "1e-3", "0.0", "1e3", "h[0].weight", "h[0].upper", "torch.tensor(0.7)"]
-SHAPES = [(), (1,), (3,), (2, 3), (0,), (4, 1), (3, 3), (2, 2, 3), (0, 3), (1, 40), (40, 1), (1, 1)]
+SHAPES = [(), (1,), (3,), (2, 3), (0,), (4, 1), (3, 3), (2, 2, 3), (0, 3), (1, 40), (40, 1), (1, 1), (2, 0, 3), (5, 4)]
 LAYOUTS = ["plain", "plain", "transposed", "strided", "offset", "expanded"]
 TYPES = ["f64", "f32", "f32", "bf16", "f16"]
 MASKS = ["even_mask", "'*a*'", "'*'", "'*z'", "True", "all_of"]
@@ -54,11 +54,11 @@ def pick(draw, items):
 @st.composite
 def trees(draw):
     """An expression for parameters, and the paths and shapes of their leaves."""
-    kind = pick(draw, ["dict", "tensor", "nested", "list", "layer", "none", "tied", "empty"])
+    kind = pick(draw, ["dict", "tensor", "nested", "list", "layer", "none", "tied", "empty", "dict", "many"])
     count = {"tensor": 1, "tied": 1, "empty": 0}.get(kind) or (0 if kind == "empty" else draw(st.integers(1, 3)))
     one_dtype = pick(draw, TYPES) if draw(st.booleans()) else None
     leaves, shapes = [], []
-    for seed in range(count):
+    for seed in range(count if kind != "many" else draw(st.integers(8, 12))):
         shape, layout = pick(draw, SHAPES), pick(draw, LAYOUTS)
         dtype, scale = one_dtype or pick(draw, TYPES), pick(draw, [0.5, 0.0, 1e-3, 30.0])
         extra = f", {layout!r}" if layout != "plain" else ""
@@ -71,7 +71,7 @@ def trees(draw):
         return pick(draw, ["{}", "[]", "{'a': []}", "{'a': None}"]), []
     if kind == "tied":
         return f"(lambda x: {{'a': x, 'b': x}})({leaves[0]})", [Shape("a", shapes[0]), Shape("b", shapes[0])]
-    if kind == "list":
+    if kind in ("list", "many"):
         return f"[{', '.join(leaves)}]", [Shape(str(i), s) for i, s in enumerate(shapes)]
     if kind == "layer":
         rest = "None, " * (5 - count)
@@ -159,7 +159,10 @@ def _for_shape(draw, shape, alone=True):
 def sets(draw, leaves):
     """An expression for a set that fits the leaves, mostly, and its tolerance."""
     if not leaves or draw(st.integers(0, 2)) == 0:
-        return draw(boxes()), 0.0
+        if draw(st.booleans()):
+            return draw(boxes()), 0.0
+        lower = _by_leaf(draw, leaves, ["-1.0", "None", "-0.5", "h[0].lower"])
+        return f"bx.Box({lower}, {_by_leaf(draw, leaves, ['0.5', 'None', '2.0', '1e-3'])})", 0.0
     if draw(st.integers(0, 3)) == 0:
         return _for_shape(
             draw, pick(draw, leaves).shape, len(leaves) == 1
@@ -172,6 +175,13 @@ def sets(draw, leaves):
         return _for_shape(draw, leaves[0].shape, len(leaves) == 1)
     inner = ", ".join(f"{path!r}: {text}" for path, (text, _) in found.items())
     return f"S.ByPath({{{inner}}})", max(tolerance for _, tolerance in found.values())
+
+
+def _by_leaf(draw, leaves, values):
+    """A dict with one of the values for each leaf, where the parameters are one; else one value."""
+    if leaves and all(leaf.path in ("a", "b", "c") for leaf in leaves):
+        return f"{{{', '.join(f'{leaf.path!r}: {pick(draw, values)}' for leaf in leaves)}}}"
+    return pick(draw, values)
 
 
 # They take gradients of other shapes, with an entry for each example.
@@ -191,7 +201,7 @@ def _rate(draw):
 def _gradient(draw, leaves, depth):
     """What may redirect the updates, and ends in no set."""
     h = pick(draw, ["h[0]", "h[1]"])
-    kind = draw(st.integers(0, 13)) if depth > 0 else 0
+    kind = draw(st.integers(0, 15)) if depth > 0 else 0
     inner = lambda: _gradient(draw, leaves, depth - 1)  # noqa: E731
     if kind <= 3:
         return f"entry({pick(draw, GRADIENT)!r}, {h})"
@@ -228,6 +238,9 @@ def _gradient(draw, leaves, depth):
             "bx.on_leaves({})",
         ]
         return pick(draw, wraps).format(inner())
+    if kind == 13:
+        rates = _by_leaf(draw, leaves, ["0.1", "h[0].lr", "1e-3", "2.0"])
+        return pick(draw, ["bx.scale_by_learning_rate({})", "bx.scale({})", "bx.add_decayed_weights({})"]).format(rates)
     return f"bx.chain({', '.join(inner() for _ in range(draw(st.integers(1, 3))))})"
 
 
