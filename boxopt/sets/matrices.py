@@ -62,6 +62,8 @@ class MatrixSet(ConstraintSet):
             if x.ndim < 2 or (self.square and x.shape[-1] != x.shape[-2]):
                 kind = "square matrices" if self.square else "matrices"
                 raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
+            if 0 in x.shape[-2:]:
+                raise ValueError(f"{type(self).__name__} needs matrices with entries, got shape {tuple(x.shape)}")
 
         tree.map(check_leaf, params, *self._hyper(params))
 

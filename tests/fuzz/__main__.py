@@ -166,6 +166,7 @@ def main():
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     hunt, start = Hunt(seed, arguments.share, arguments.only, arguments.others), time.monotonic()
     end = start + 60 * arguments.minutes
+    gc.freeze()
     gc.disable()  # collecting as programs go takes a fifth of the time
     try:
         while time.monotonic() < end:
