@@ -129,7 +129,8 @@ class Hunt:
     def _run(self, program, modes, counts):
         """The first failure that is not known."""
         counts["programs"] += 1
-        self.seen.add(hash(program))
+        if counts is self.counts:
+            self.seen.add(hash(program))
         steps = None
         for mode in ["eager", *modes]:
             try:

@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 
 class Refused(Exception):

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 

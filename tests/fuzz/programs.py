@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 import boxopt as bx
 from tests import registry

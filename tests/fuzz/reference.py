@@ -4,7 +4,7 @@ import traceback
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 import boxopt as bx
 from boxopt.core import tree

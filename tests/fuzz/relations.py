@@ -4,7 +4,7 @@ import random
 import re
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 from boxopt.core import tree
 from tests.fuzz.agreement import Finding, Skipped, finite, jitter, same
