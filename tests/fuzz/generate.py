@@ -173,6 +173,8 @@ def sets(draw, leaves):
             found[leaf.path] = _for_shape(draw, leaf.shape)
     if not found:
         return _for_shape(draw, leaves[0].shape, len(leaves) == 1)
+    if draw(st.integers(0, 4)) == 0:  # for the leaves that no other pattern has taken
+        found["*"] = draw(boxes()), 0.0
     inner = ", ".join(f"{path!r}: {text}" for path, (text, _) in found.items())
     return f"S.ByPath({{{inner}}})", max(tolerance for _, tolerance in found.values())
 
@@ -182,6 +184,10 @@ def _by_leaf(draw, leaves, values):
     if leaves and all(leaf.path in ("a", "b", "c") for leaf in leaves):
         return f"{{{', '.join(f'{leaf.path!r}: {pick(draw, values)}' for leaf in leaves)}}}"
     return pick(draw, values)
+
+
+def _mask(draw, leaves):
+    return pick(draw, MASKS) if draw(st.integers(0, 3)) else _by_leaf(draw, leaves, ["True", "False"])
 
 
 # They take gradients of other shapes, with an entry for each example.
@@ -208,7 +214,7 @@ def _gradient(draw, leaves, depth):
     if kind == 4:
         return pick(draw, INJECTED).format(h=h, lr=_rate(draw))
     if kind == 5:
-        return f"bx.masked({inner()}, {pick(draw, MASKS)})"
+        return f"bx.masked({inner()}, {_mask(draw, leaves)})"
     if kind == 6:
         return f"bx.multi_steps({inner()}, {pick(draw, ['2', '1', 'every_two_then_one', '2, use_grad_mean=False'])})"
     if kind == 7:
@@ -217,7 +223,8 @@ def _gradient(draw, leaves, depth):
         wrap = pick(draw, ["bx.conditionally_transform", "bx.conditionally_mask"])
         return f"{wrap}({inner()}, {pick(draw, ['odd_steps', 'third_steps'])})"
     if kind == 9:
-        return f"bx.partition({{'even': {inner()}, 'odd': {inner()}}}, bias_labels)"
+        labels = pick(draw, ["bias_labels", _by_leaf(draw, leaves, ["'even'", "'odd'"])])
+        return f"bx.partition({{'even': {inner()}, 'odd': {inner()}}}, {labels})"
     if kind == 10:
         constraint = draw(sets(leaves))[0]
         adds = [
@@ -259,7 +266,8 @@ def _step(draw, leaves, depth):
         return Made(f"bx.project({constraint})", constraint, tolerance)
     if kind == 2:
         constraint, tolerance = draw(sets(leaves))
-        kept = Made(f"bx.barrier({constraint}, {h}.mu)", constraint, tolerance)
+        mu = f"schedule({pick(draw, sorted(SCHEDULES))!r}, {h})" if draw(st.integers(0, 3)) == 0 else f"{h}.mu"
+        kept = Made(f"bx.barrier({constraint}, {mu})", constraint, tolerance)
         others = [
             kept,
             Made(f"bx.penalize({constraint}, {h}.weight)"),
@@ -294,7 +302,7 @@ def _step(draw, leaves, depth):
         )
         return Made(text, made.lands if simple else "")
     if kind == 11:
-        return Made(f"bx.masked({inner().text}, {pick(draw, MASKS)})")
+        return Made(f"bx.masked({inner().text}, {_mask(draw, leaves)})")
     if kind == 12:
         first, second = inner(), inner()
         return Made(f"bx.partition({{'even': {first.text}, 'odd': {second.text}}}, bias_labels)")
