@@ -7,7 +7,7 @@ import torch
 import torch.utils._cxx_pytree as pytree
 
 from boxopt.core import tree
-from tests.fuzz.agreement import Finding, Skipped, finite, jitter, same
+from tests.fuzz.agreement import Finding, Skipped, agree, deviation, finite, jitter, same
 from tests.fuzz.programs import NAMES
 from tests.fuzz.reference import clearly
 
@@ -36,16 +36,22 @@ ENTRY = re.compile(r"entry\('[^']+', h\[\d\]\)")
 
 
 def wrapped(program, steps):
-    """With neutral wrappers around the whole and around its parts the updates are the same, to the bit."""
+    """With neutral wrappers around the whole and around its parts the updates are the same: see below for the bits."""
     chance = random.Random(str(program))
     around = lambda found: chance.choice(NEUTRAL).format(found[0])  # noqa: E731
     text = chance.choice(NEUTRAL).format(ENTRY.sub(around, program.transformation))
     names = NAMES | {"always": always, "one_label": one_label}
     tx = clearly(lambda: eval(f"lambda h: {text}", names)(program.hypers))
-    state = clearly(tx.init, steps[0].params)
+    plain, state = program.build(program.hypers), clearly(tx.init, steps[0].params)
     for step in steps:
         updates, state = tx.update(step.gradients, state, step.params)
-        same(updates, step.updates, f"updates of {text}")
+        what = f"updates of {text}"
+        if all(x is None or x.is_contiguous() for x in pytree.tree_leaves(step[:3])):
+            same(updates, step.updates, what)
+        elif any(deviation(updates, step.updates, what)):
+            # A wrapper that copies lays numbers out anew, and sums add them as they lie; later states have parted.
+            agree(updates, step.updates, lambda *a: plain.update(*a)[0], step[:3], what, 64)
+            return
 
 
 def directions(program, steps):
