@@ -5,6 +5,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from boxopt.core.combine import _kinds
+from boxopt.wrap.freeze_active import _by_itself
 from tests.fuzz.programs import BY_NAME, SCHEDULES, Program
 from tests.registry import Hyper
 
@@ -25,6 +26,7 @@ _kind_of = {name: _kinds(e.build(Hyper())) for name, e in BY_NAME.items()}
 GRADIENT = sorted(name for name, kinds in _kind_of.items() if kinds <= {"gradient"})
 STEP = sorted(name for name, kinds in _kind_of.items() if "step" in kinds and "last" not in kinds)
 LAST = sorted(name for name, kinds in _kind_of.items() if "last" in kinds)
+BY_ITSELF = [name for name in GRADIENT if _by_itself(BY_NAME[name].build(Hyper()))]  # what freeze_active takes
 INJECTED = [
     "bx.inject_hyperparams(bx.adam)({lr}, b1={h}.weight)",
     "bx.inject_hyperparams(bx.sgd)({lr})",
@@ -314,7 +316,8 @@ def _step(draw, leaves, depth):
         made = inner()
         return made._replace(text=_packed(made.text))
     box = draw(boxes())
-    return Made(f"bx.chain(bx.freeze_active({before()}, {box}), bx.project({box}))", box)
+    inside = ", ".join(f"entry({pick(draw, BY_ITSELF)!r}, {h})" for _ in range(draw(st.integers(1, 2))))
+    return Made(f"bx.chain(bx.freeze_active(bx.chain({inside}), {box}), bx.project({box}))", box)
 
 
 def _last(draw, leaves, depth):
