@@ -45,7 +45,7 @@ constant = functools.cache(leaf)  # made once, before vmap, under which torch dr
 
 
 def number(value):
-    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def all_of(params):
