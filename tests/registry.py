@@ -149,9 +149,10 @@ def curvature(params: Any) -> torch.Tensor:
 
 
 def _told_update(updates: Any, state: Any, params: Any, *, transformation: Any, asks: tuple[str, ...]) -> Any:
+    whole = lambda x: x.unpack() if isinstance(x, bx.Packed) else x  # noqa: E731  as `value_fn` sees them, to the bit
     extra = {
-        "value": lambda: loss(params),
-        "grad": lambda: updates.unpack() if isinstance(updates, bx.Packed) else updates,
+        "value": lambda: loss(whole(params)),
+        "grad": lambda: whole(updates),
         "value_fn": lambda: loss,
         "obj_fn": lambda: loss,
         "grad_fn": lambda: slope,

@@ -222,3 +222,24 @@ def test_bounds_of_some_leaves_or_as_a_list():
         bx.project(bx.Box(lower={"a": 0.0, "c": None})).init(params)
     with pytest.raises(ValueError, match=r"no leaf '0', leaf '1'; for the numbers of one leaf give a tensor"):
         bx.project(bx.Box(lower=[0.0, 0.1])).init(torch.zeros(2))
+
+
+@pytest.mark.parametrize("build", [bx.scale, bx.scale_by_learning_rate, bx.add_decayed_weights])
+def test_rates_of_other_leaves_are_refused_by_init(build):
+    """They were by the first update."""
+    tx = build({"w": 0.1, "bias": 0.2})
+    with pytest.raises(ValueError, match=r"not a pytree prefix .* the parameters have no leaf 'bias'"):
+        tx.init({"w": torch.zeros(2), "b": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "members",
+    [bx.sets.PSD(), bx.sets.SpectralBall(), bx.sets.NuclearBall(), bx.sets.Stiefel(), bx.sets.TransportPolytope()],
+)
+def test_matrices_without_entries(members):
+    """As vectors without entries; a batch of no matrices has nothing to project."""
+    for shape in ((2, 0, 0), (0, 0)):
+        with pytest.raises(ValueError, match="needs matrices with entries, got shape"):
+            bx.project(members).init({"w": torch.zeros(shape)})
+    none = torch.zeros(0, 3, 3)
+    assert bx.project(members).update(none, bx.project(members).init(none), none)[0].shape == none.shape

@@ -206,6 +206,13 @@ def test_tensors_are_detached_contiguous_and_apart(tmp_path):
     assert_dicts_equal(load_file(tmp_path / "shared.safetensors"), mapping)
 
 
+@every_format
+def test_one_number_of_any_stride(name, tmp_path):
+    """Torch calls it contiguous, and yet does not view it as bytes."""
+    state = {"strided": torch.ones(1, 2)[:, 0], "expanded": torch.tensor(2.0).expand(1)}
+    assert_trees_equal(saved_and_loaded(tmp_path / name, state, state), state)
+
+
 def test_strides_come_back():
     """Sums add numbers in the order in which they lie in memory."""
     image = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)

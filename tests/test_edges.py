@@ -211,9 +211,9 @@ def test_candidates_of_any_size(entry):
     for dtype, sizes in ((torch.float64, (1e-140, 1e-20, 1e20, 1e140)), (torch.float32, (1e-44, 1e-20, 1e20, 1e37))):
         eps = torch.finfo(dtype).eps
         step = torch.rand(entry.shape, generator=torch.Generator().manual_seed(1), dtype=dtype) + 0.1
-        for size, metric in itertools.product(sizes, (1.0, step)):
+        for size, metric, tracked in itertools.product(sizes, (1.0, step), (False, True)):
             y = (draw(entry.shape, torch.float64) * (size / 10)).to(dtype)
-            reached = members.project(y, metric)
+            reached = members.project(y.clone().requires_grad_(tracked), metric).detach()
             assert reached.isfinite().all(), (dtype, size)
             scale = max(reached.double().abs().max().item(), torch.finfo(dtype).tiny)
             if entry.name == "BoxHyperplane":  # the equation holds to the rounding of the candidate

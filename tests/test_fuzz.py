@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import boxopt as bx
-from tests.fuzz import agreement
+from tests.fuzz import agreement, relations
 from tests.fuzz.__main__ import Hunt
 from tests.fuzz.agreement import Finding
 from tests.fuzz.check import check
@@ -55,12 +55,37 @@ def _leaving(updates, state, params):
     return updates + 10, state
 
 
+class _Lopsided(torch.autograd.Function):
+    """Twice its argument, with another derivative forwards than backwards."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2.001 * tangent
+
+
+def _lopsided(updates, state, params):
+    return _Lopsided.apply(updates), state
+
+
 BROKEN = [
     (_mutating, "saved", "mutated|do not match|differ"),
     (_counting, "saved", "a second call"),
     (_with_number, "vmapped", "vmap"),
     (_with_number, "fake", "item|local_scalar"),
     (_leaving, "saved", "is outside of"),
+    (_lopsided, "directions", "derivatives differ"),
 ]
 
 
@@ -72,6 +97,21 @@ def test_what_is_broken_is_found(monkeypatch, update, mode, message):
     program = Program("broken", "leaf((3,), 'f64', 1)", lands=lands)
     with pytest.raises(Exception, match=message):
         check(program, mode)
+
+
+def test_a_wrapper_that_does_something_is_found(monkeypatch):
+    monkeypatch.setattr(relations, "NEUTRAL", ["bx.chain({}, bx.scale(1.0000001))"])
+    with pytest.raises(Finding, match="updates of"):
+        check(Program("entry('sgd', h[0])", "leaf((3,), 'f64', 1)"), "wrapped")
+
+
+def test_an_error_in_update_is_no_refusal(monkeypatch):
+    def update(updates, state, params):
+        raise ValueError("no")
+
+    monkeypatch.setitem(NAMES, "broken", bx.GradientTransformation(bx.identity().init, update))
+    with pytest.raises(ValueError, match="no"):
+        check(Program("broken", "leaf((3,), 'f64', 1)"), "saved")
 
 
 def test_roundings_pass_and_errors_do_not():

@@ -222,6 +222,14 @@ def test_rates_and_weights_by_leaf():
     assert_trees_equal(run(bx.packed(tx), params)[0], run(tx, params)[0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("last", [bx.prox(bx.regularizers.L1(0.1)), bx.project(bx.sets.L2Ball(0.5))])
+def test_a_step_size_leaves_packed_parts(last):
+    """It came out packed, and what followed had no such leaves."""
+    params = {"w": torch.ones(2, 2), "b": torch.ones(3)}
+    expected = run(bx.chain(bx.adam(0.1), last), params)[0]
+    assert_trees_equal(run(bx.chain(bx.packed(bx.adam(0.1)), last), params)[0], expected, rtol=1e-6, atol=1e-7)
+
+
 def test_what_is_not_declared_elementwise_gets_whole_leaves():
     def centred(updates, state, params):
         return pytree.tree_map(lambda u: u - u.mean(), updates), state

@@ -259,6 +259,19 @@ def assert_same_state(one, other):
             assert torch.equal(value, expected), key
 
 
+def test_a_parameter_of_which_nothing_is_remembered_goes_on_with_the_others():
+    """It was left out after loading, and began anew without those that a set names along with it."""
+    params = {"a": torch.nn.Parameter(torch.zeros(2)), "b": torch.nn.Parameter(torch.zeros(2))}
+    set_ = bx.sets.ByPath({"a": bx.Box(-1.0, 1.0), "b": bx.Box(-0.25, 1.0)})
+    tx = bx.chain(bx.masked(bx.trace(0.9), "a"), bx.scale(-1.0), bx.project(set_))
+    optimizer = bx.TorchOptimizer(params.items(), tx)
+    params["a"].grad, params["b"].grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert torch.equal(params["b"], torch.full((2,), -0.25))
+
+
 def test_fused_and_unfused_states_are_one_format(quick_compile):
     model = make_model()
     kinds = [partial(bx.TorchOptimizer, transformation=MAKERS["adam, projected"], lr=0.03, fused=f) for f in (0, 1)]

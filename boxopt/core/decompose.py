@@ -40,10 +40,10 @@ def eigvalsh(x: Tensor) -> Tensor:
     return _where(usable[..., 0], torch.linalg.eigvalsh(x))
 
 
-def svd(x: Tensor) -> Singular:
-    """The reduced singular value decomposition."""
+def svd(x: Tensor, *, full: bool = False) -> Singular:
+    """The singular value decomposition, reduced or with all vectors."""
     usable, x = _usable(x)
-    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    left, values, right = torch.linalg.svd(x, full_matrices=full)
     return Singular(_where(usable, left), _where(usable[..., 0], values), _where(usable, right))
 
 

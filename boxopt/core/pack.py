@@ -160,13 +160,11 @@ class Layout:
 
     def mask(self, keep: Sequence[bool], like: Packed) -> Packed:
         """Which numbers belong to some of the leaves, as Booleans along the buffers."""
-        return Packed(
-            {
-                name: _mask([(keep[i], math.prod(self.shapes[i])) for i in indices], like.buffers[name].device)
-                for name, indices in self._groups().items()
-            },
-            self,
-        )
+        masks = {
+            name: _mask([(keep[index], self._size(index)) for index in indices], like.buffers[name].device)
+            for name, indices in self._groups().items()
+        }
+        return Packed({name: self._placed(name, mask) for name, mask in masks.items()}, self)
 
     def _along(self, column: Sequence[Any], indices: Sequence[int], buffer: Tensor | None) -> Tensor:
         batch = () if buffer is None else tuple(buffer.shape[:-1])
@@ -505,7 +503,8 @@ def _packed_update(
 
 
 def _packed_step_size(state: PackedState, step_size: Any, *, transformation: GradientTransformation) -> Any:
-    return transformation.step_size(state.inner, step_size)
+    # A tree of leaves, which fits what follows whether the parameters are packed there or not.
+    return _unpacked_prefix(transformation.step_size(state.inner, step_size))
 
 
 def on_leaves(transformation: GradientTransformation) -> GradientTransformation:

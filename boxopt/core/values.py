@@ -53,7 +53,10 @@ def zero_count(params: Any) -> Tensor:
 def init_scheduled(params: Any, *, value: Any) -> CountState | EmptyState:
     """The ``init`` of a transformation whose one hyperparameter may be a schedule."""
     tree.check_parameters(params)
-    return CountState(zero_count(params)) if callable(value) else EmptyState()
+    if callable(value):
+        return CountState(zero_count(params))
+    tree.expand(value, params)  # raises unless it is a prefix
+    return EmptyState()
 
 
 def current(value: Any, state: Any) -> Any:

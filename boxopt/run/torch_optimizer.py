@@ -185,7 +185,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._compiled = self.__dict__.get("_compiled", [])
         self._cohorts = []
         for number in range(len(self.param_groups)):
-            known = {name: param for name, param in self._named(number).items() if found.get(param)}
+            known = {name: param for name, param in self._named(number).items() if param in found}
             self._cohorts.append(self._formed(number, known) if known else [])
 
     def _named(self, number: int) -> dict[str, Tensor]:

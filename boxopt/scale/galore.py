@@ -153,9 +153,8 @@ def _galore_step_size(state: GaLoreState, step_size: Any, *, base: GradientTrans
     inner = base.step_size(state.base_optimizer_state, 1.0)
     sizes = tree.expand(inner, state.projector)
     outer = tree.expand(step_size, state.projector)
-    return tree.map(
-        size, state.projector, outer, tree.map(lambda _, one, other: one * other, state.projector, sizes, outer)
-    )
+    both = tree.map(lambda _, one, other: sharded.like(one, other) * other, state.projector, sizes, outer)
+    return tree.map(size, state.projector, outer, both)
 
 
 def _projected(values: Any, projector: Any, dims: Any) -> Any:

@@ -78,7 +78,7 @@ def scaled(values: Any, factor: Any) -> Any:
 
 def step_size_times(step_size: Any, factor: Tensor) -> Any:
     """The step size, a number, tensor or prefix, times a scalar."""
-    return tree.map_prefix(
+    return tree.map(  # None stands where the parameters have none
         lambda size: exact.like(factor, size) * size if _has_dimensions(size) else factor * size, step_size
     )
 

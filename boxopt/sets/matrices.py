@@ -28,7 +28,7 @@ from boxopt.sets.log_determinant import (
     relaxed_log_determinant,
     relaxed_log_determinant_gradient,
 )
-from boxopt.sets.spectral import basis_of, dilation, leading_pair, positive_part, shifted, symmetric
+from boxopt.sets.spectral import basis_of, basis_of_dilation, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
 from boxopt.sets.vectors import normalized, precise
 
@@ -62,6 +62,8 @@ class MatrixSet(ConstraintSet):
             if x.ndim < 2 or (self.square and x.shape[-1] != x.shape[-2]):
                 kind = "square matrices" if self.square else "matrices"
                 raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
+            if 0 in x.shape[-2:]:
+                raise ValueError(f"{type(self).__name__} needs matrices with entries, got shape {tuple(x.shape)}")
 
         tree.map(check_leaf, params, *self._hyper(params))
 
@@ -154,11 +156,9 @@ class PSD(MatrixSet):
 
     def _project(self, x: Tensor, *hyper: Tensor) -> Tensor:
         x = symmetric(x)
-        basis = basis_of(x)
-        if exact.is_constant(x):
-            values, vectors = basis
-            return symmetric((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
-        return positive_part(x, basis)
+        values, vectors = basis_of(x)
+        nearest = symmetric((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
+        return nearest if exact.is_constant(x) else exact.replaced(positive_part(x, (values, vectors)), nearest)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         least = eigvalsh(symmetric(x))[..., 0]
@@ -281,11 +281,14 @@ class SpectralBall(_MatrixBall):
             limit = radius.unsqueeze(-1) if radius.ndim else radius
             outside = (values[..., :1] > limit).unsqueeze(-1)
             return torch.where(outside, (left * torch.minimum(values, limit).unsqueeze(-2)) @ right, x)
-        whole = dilation(x)
-        values, vectors = basis_of(whole)
+        (left, singular, right), (values, vectors) = basis_of_dilation(x)
         limit = radius.expand(x.shape[:-2])
-        excess = positive_part(shifted(whole, limit), (values - limit.detach().unsqueeze(-1), vectors))
-        return x - 2 * excess[..., : x.shape[-2], x.shape[-2] :]
+        level = limit.detach().unsqueeze(-1)
+        excess = positive_part(shifted(dilation(x), limit), (values - level, vectors))
+        inside = x - 2 * excess[..., : x.shape[-2], x.shape[-2] :]
+        # The difference of two large matrices says nothing of a small one: only its derivative is used.
+        value = (left * torch.minimum(singular, level).unsqueeze(-2)) @ right
+        return torch.where((singular[..., :1] > level).unsqueeze(-1), exact.replaced(inside, value), x)
 
     def linear_minimizer(self, gradients: P) -> P:
         """−r·U·Vᵀ, of the gradient's singular vectors."""
@@ -329,13 +332,12 @@ class NuclearBall(_MatrixBall):
             shrunk = project_l1_ball(values, None, limit)
             return torch.where(outside, (left * shrunk.unsqueeze(-2)) @ right, x)
         whole = dilation(x)
-        values, vectors = basis_of(whole)
+        (left, singular, right), (values, vectors) = basis_of_dilation(x)
         limit = radius.expand(x.shape[:-2])
-        rank = min(x.shape[-2:])
-        singular = values[..., -rank:].clamp_min(0.0)
         outside = singular.sum(-1) > limit.detach()
-        level = (singular - project_simplex(singular, None, limit.detach().unsqueeze(-1))).amax(-1)
-        count = (singular > level.unsqueeze(-1)).sum(-1).clamp_min(1)
+        shrunk = project_simplex(singular, None, limit.detach().unsqueeze(-1))
+        level = (singular - shrunk).amax(-1)
+        count = (shrunk > 0).sum(-1).clamp_min(1)
 
         def part(level: Tensor) -> Tensor:
             return positive_part(shifted(whole, level), (values - level.detach().unsqueeze(-1), vectors))
@@ -344,6 +346,8 @@ class NuclearBall(_MatrixBall):
             trace = part(level).diagonal(dim1=-2, dim2=-1).sum(-1)
             level = level + (trace - limit) / count
         projected = 2 * part(level)[..., : x.shape[-2], x.shape[-2] :]
+        # The difference of two large matrices says nothing of a small one: only its derivative is used.
+        projected = exact.replaced(projected, (left * shrunk.unsqueeze(-2)) @ right)
         return torch.where(outside[..., None, None], projected, x)
 
     def linear_minimizer(self, gradients: P) -> P:
@@ -379,8 +383,8 @@ class Stiefel(MatrixSet):
         if exact.is_constant(x):
             return polar
         if x.shape[-2] < x.shape[-1]:
-            return _polar_with_graph(x.mT, polar.mT, values, left).mT
-        return _polar_with_graph(x, polar, values, right.mT)
+            return exact.replaced(_polar_with_graph(x.mT, polar.mT, values, left).mT, polar)
+        return exact.replaced(_polar_with_graph(x, polar, values, right.mT), polar)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         gram = x.mT @ x if x.shape[-2] >= x.shape[-1] else x @ x.mT

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact
-from boxopt.core.decompose import eigh, svd
+from boxopt.core.decompose import Singular, eigh, svd
 
 Basis = tuple[Tensor, Tensor]
 
@@ -71,6 +71,18 @@ def dilation(x: Tensor) -> Tensor:
     upper = torch.cat([x.new_zeros((*x.shape[:-2], x.shape[-2], x.shape[-2])), x], -1)
     lower = torch.cat([x.mT, x.new_zeros((*x.shape[:-2], x.shape[-1], x.shape[-1]))], -1)
     return torch.cat([upper, lower], -2)
+
+
+def basis_of_dilation(x: Tensor) -> tuple[Singular, Basis]:
+    """A matrix's reduced singular value decomposition, and what it makes: the basis of its dilation; detached."""
+    left, values, right = svd(x.detach(), full=True)
+    rank, (rows, columns) = values.shape[-1], x.shape[-2:]
+    u, v = left[..., :rank], right[..., :rank, :].mT
+    upper = [u, u, left[..., rank:] * 2**0.5, x.new_zeros((*x.shape[:-1], columns - rank))]
+    lower = [v, -v, x.new_zeros((*x.shape[:-2], columns, rows - rank)), right[..., rank:, :].mT * 2**0.5]
+    vectors = torch.cat([torch.cat(upper, -1), torch.cat(lower, -1)], -2) / 2**0.5
+    eigenvalues = torch.cat([values, -values, x.new_zeros((*x.shape[:-2], rows + columns - 2 * rank))], -1)
+    return Singular(u, values, v.mT), (eigenvalues, vectors)
 
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Fuzzing for some minutes, with fresh seeds: ``python -m tests.fuzz --minutes 5``."""
 
 import argparse
+import gc
 import os
 import random
 import time
@@ -61,15 +62,18 @@ class Hunt:
     Args:
         seed: For all that is random.
         share: By what to multiply how often the modes that compile are run.
+        others: By what to multiply how often the others are.
         only: The modes to run, one of them at least with each program; all, each as often as `MODES` says, if empty.
     """
 
-    def __init__(self, seed, share=1.0, only=()):
+    def __init__(self, seed, share=1.0, only=(), others=1.0):
         self.random = random.Random(seed)
         self.share = share
+        self.others = others
         self.only = only
         self.counts = Counter()
         self.findings = []
+        self.seen = set()
 
     def batch(self, size=BATCH, until=float("inf")):
         """Some programs, up to the first finding, which is made small, printed and from then on known."""
@@ -119,12 +123,14 @@ class Hunt:
         chance = random.Random(repr(program))
         if self.only:
             return [chance.choice(self.only)]
-        shares = {name: share * (self.share if name in COMPILES else 1.0) for name, (_, share) in MODES.items()}
+        shares = {name: share * (self.share if name in COMPILES else self.others) for name, (_, share) in MODES.items()}
         return [name for name, share in shares.items() if chance.random() < share]
 
     def _run(self, program, modes, counts):
         """The first failure that is not known."""
         counts["programs"] += 1
+        if counts is self.counts:
+            self.seen.add(hash(program))
         steps = None
         for mode in ["eager", *modes]:
             try:
@@ -153,21 +159,25 @@ def main():
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, help="one that was printed; programs are then the same")
     parser.add_argument("--share", type=float, default=1.0, help="multiplies how often programs are compiled")
+    parser.add_argument("--others", type=float, default=1.0, help="multiplies how often they are run in other modes")
     parser.add_argument("--only", nargs="*", default=(), choices=list(MODES), help="modes")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
-    hunt, start = Hunt(seed, arguments.share, arguments.only), time.monotonic()
+    hunt, start = Hunt(seed, arguments.share, arguments.only, arguments.others), time.monotonic()
     end = start + 60 * arguments.minutes
+    gc.freeze()
+    gc.disable()  # collecting as programs go takes a fifth of the time
     try:
         while time.monotonic() < end:
             hunt.batch(until=end)
+            gc.collect()
     except KeyboardInterrupt:
         pass
     minutes = (time.monotonic() - start) / 60
-    programs_run = hunt.counts["programs"]
-    print(f"seed {seed}: {programs_run} programs in {minutes:.1f} min, {len(hunt.findings)} findings")
+    run = f"{hunt.counts['programs']} programs, {len(hunt.seen)} different"
+    print(f"seed {seed}: {run}, {minutes:.1f} min, {len(hunt.findings)} findings")
     for name, count in sorted(hunt.counts.items()):
         print(f"  {name:32s} {count}")
     raise SystemExit(1 if hunt.findings else 0)

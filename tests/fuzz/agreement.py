@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 
 class Refused(Exception):
@@ -103,13 +103,14 @@ def _blur(function, arguments, expected, what):
     generator = torch.Generator().manual_seed(1)
     blur = None
     for _ in range(6):
-        moved = [_jitter(x, generator) if isinstance(x, torch.Tensor) else x for x in leaves]
+        moved = [jitter(x, generator) if isinstance(x, torch.Tensor) else x for x in leaves]
         apart = deviation(function(*structure.unflatten(moved)), expected, what)
         blur = apart if blur is None else [max(pair) for pair in zip(blur, apart, strict=True)]
     return blur
 
 
-def _jitter(x, generator):
+def jitter(x, generator):
+    """Moved by up to two ulps."""
     if not x.is_floating_point():
         return x
     noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1

@@ -2,19 +2,21 @@
 
 import torch
 
-from tests.fuzz import compiled, modes
+from tests.fuzz import compiled, modes, relations
 from tests.fuzz.agreement import Refused, Skipped
 from tests.fuzz.programs import Program
 from tests.fuzz.reference import reference
 
 # How often each is run: those that compile take seconds.
 MODES = {
-    "tensors": (modes.tensors, 1.0),
-    "tracked": (modes.tracked, 1.0),
-    "fake": (modes.fake, 0.3),
+    "tensors": (modes.tensors, 0.7),
+    "tracked": (modes.tracked, 0.7),
+    "fake": (modes.fake, 0.05),
+    "wrapped": (relations.wrapped, 0.5),
+    "directions": (relations.directions, 0.3),
     "saved": (modes.saved, 0.2),
-    "packed": (modes.packed, 0.6),
-    "vmapped": (modes.vmapped, 0.25),
+    "packed": (modes.packed, 0.5),
+    "vmapped": (modes.vmapped, 0.2),
     "nested": (modes.nested, 0.1),
     "shared": (modes.shared, 0.1),
     "torch_optimizer": (modes.torch_optimizer, 0.2),

@@ -1,7 +1,7 @@
 """The modes that compile, which take seconds."""
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 from torch.func import vmap
 
 import boxopt as bx

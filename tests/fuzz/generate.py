@@ -5,18 +5,19 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from boxopt.core.combine import _kinds
+from boxopt.wrap.freeze_active import _by_itself
 from tests.fuzz.programs import BY_NAME, SCHEDULES, Program
 from tests.registry import Hyper
 
 RATES = [0.1, 0.0, 1e-8, 1e-3, 0.5, 1.0, 10.0]
-STRENGTHS = [0.01, 1e-12, 1e-4, 0.3, 2.0]
+STRENGTHS = [0.01, 1e-12, 1e-4, 0.3, 2.0, 1e-300, 1e30, 0.0]
 WEIGHTS = [0.3, 0.0, 0.05, 0.5, 0.9, 0.999]
 BOUNDS = [
     (-1.0, 0.75), (0.0, 1.0), (0.0, 0.0), (-1e-3, 1e-3), (1e-6, 1.0), (-100.0, 100.0), (1.0, 1.0078125),
     (0.25, 0.25), (-1e30, 1e30), (1e-40, 1.0), (-0.0, 0.5), (-5.0, -0.1),
 ]  # fmt: skip
 RADII = ["1.0", "0.5", "2.0", "1e-3", "0.0", "1e3", "h[0].weight", "h[0].upper", "torch.tensor(0.7)"]
-SHAPES = [(), (1,), (3,), (2, 3), (0,), (4, 1), (3, 3), (2, 2, 3), (0, 3), (1, 40), (40, 1), (1, 1)]
+SHAPES = [(), (1,), (3,), (2, 3), (0,), (4, 1), (3, 3), (2, 2, 3), (0, 3), (1, 40), (40, 1), (1, 1), (2, 0, 3), (5, 4)]
 LAYOUTS = ["plain", "plain", "transposed", "strided", "offset", "expanded"]
 TYPES = ["f64", "f32", "f32", "bf16", "f16"]
 MASKS = ["even_mask", "'*a*'", "'*'", "'*z'", "True", "all_of"]
@@ -25,6 +26,7 @@ _kind_of = {name: _kinds(e.build(Hyper())) for name, e in BY_NAME.items()}
 GRADIENT = sorted(name for name, kinds in _kind_of.items() if kinds <= {"gradient"})
 STEP = sorted(name for name, kinds in _kind_of.items() if "step" in kinds and "last" not in kinds)
 LAST = sorted(name for name, kinds in _kind_of.items() if "last" in kinds)
+BY_ITSELF = [name for name in GRADIENT if _by_itself(BY_NAME[name].build(Hyper()))]  # what freeze_active takes
 INJECTED = [
     "bx.inject_hyperparams(bx.adam)({lr}, b1={h}.weight)",
     "bx.inject_hyperparams(bx.sgd)({lr})",
@@ -54,11 +56,11 @@ def pick(draw, items):
 @st.composite
 def trees(draw):
     """An expression for parameters, and the paths and shapes of their leaves."""
-    kind = pick(draw, ["dict", "tensor", "nested", "list", "layer", "none", "tied", "empty"])
+    kind = pick(draw, ["dict", "tensor", "nested", "list", "layer", "none", "tied", "empty", "dict", "many"])
     count = {"tensor": 1, "tied": 1, "empty": 0}.get(kind) or (0 if kind == "empty" else draw(st.integers(1, 3)))
     one_dtype = pick(draw, TYPES) if draw(st.booleans()) else None
     leaves, shapes = [], []
-    for seed in range(count):
+    for seed in range(count if kind != "many" else draw(st.integers(8, 12))):
         shape, layout = pick(draw, SHAPES), pick(draw, LAYOUTS)
         dtype, scale = one_dtype or pick(draw, TYPES), pick(draw, [0.5, 0.0, 1e-3, 30.0])
         extra = f", {layout!r}" if layout != "plain" else ""
@@ -71,7 +73,7 @@ def trees(draw):
         return pick(draw, ["{}", "[]", "{'a': []}", "{'a': None}"]), []
     if kind == "tied":
         return f"(lambda x: {{'a': x, 'b': x}})({leaves[0]})", [Shape("a", shapes[0]), Shape("b", shapes[0])]
-    if kind == "list":
+    if kind in ("list", "many"):
         return f"[{', '.join(leaves)}]", [Shape(str(i), s) for i, s in enumerate(shapes)]
     if kind == "layer":
         rest = "None, " * (5 - count)
@@ -113,7 +115,7 @@ def _for_shape(draw, shape, alone=True):
         for s in shape:
             n *= s
     tail = "" if dim == "-1" else f", dim={dim}"
-    kind = draw(st.integers(0, 18))
+    kind = draw(st.integers(0, 19))
     if kind == 0 or (kind in (11, 17) and not alone):
         return draw(boxes()), 0.0
     if kind <= 4:
@@ -147,6 +149,9 @@ def _for_shape(draw, shape, alone=True):
         return f"S.NuclearBall({radius})", 0.0
     if len(shape) >= 2 and kind == 17:
         return f"S.TransportPolytope({1.0 / shape[-2]!r}, {1.0 / shape[-1]!r})", 64.0
+    if kind == 19:
+        tensor = f"constant({shape}, 'f64', 7, 0.1)"
+        return f"bx.Box({tensor} - 0.5, {tensor} + 0.25)", 0.0
     if kind == 18:
         return f"S.Intersection(S.L2Ball(1.0{tail}), bx.Box(-0.4, 0.5))", 1e6
     return f"S.L2Ball({radius}{tail})", 0.0
@@ -156,7 +161,10 @@ def _for_shape(draw, shape, alone=True):
 def sets(draw, leaves):
     """An expression for a set that fits the leaves, mostly, and its tolerance."""
     if not leaves or draw(st.integers(0, 2)) == 0:
-        return draw(boxes()), 0.0
+        if draw(st.booleans()):
+            return draw(boxes()), 0.0
+        lower = _by_leaf(draw, leaves, ["-1.0", "None", "-0.5", "h[0].lower"])
+        return f"bx.Box({lower}, {_by_leaf(draw, leaves, ['0.5', 'None', '2.0', '1e-3'])})", 0.0
     if draw(st.integers(0, 3)) == 0:
         return _for_shape(
             draw, pick(draw, leaves).shape, len(leaves) == 1
@@ -167,8 +175,29 @@ def sets(draw, leaves):
             found[leaf.path] = _for_shape(draw, leaf.shape)
     if not found:
         return _for_shape(draw, leaves[0].shape, len(leaves) == 1)
+    if draw(st.integers(0, 4)) == 0:  # for the leaves that no other pattern has taken
+        found["*"] = draw(boxes()), 0.0
     inner = ", ".join(f"{path!r}: {text}" for path, (text, _) in found.items())
     return f"S.ByPath({{{inner}}})", max(tolerance for _, tolerance in found.values())
+
+
+def _by_leaf(draw, leaves, values):
+    """A dict with one of the values for each leaf, where the parameters are one; else one value."""
+    if leaves and all(leaf.path in ("a", "b", "c") for leaf in leaves):
+        return f"{{{', '.join(f'{leaf.path!r}: {pick(draw, values)}' for leaf in leaves)}}}"
+    return pick(draw, values)
+
+
+def _mask(draw, leaves):
+    return pick(draw, MASKS) if draw(st.integers(0, 3)) else _by_leaf(draw, leaves, ["True", "False"])
+
+
+# They take gradients of other shapes, with an entry for each example.
+UNPACKED = [name for name, e in BY_NAME.items() if "packed" in e.exempt]
+
+
+def _packed(text):
+    return text if any(f"entry({name!r}" in text for name in UNPACKED) else f"bx.packed({text})"
 
 
 def _rate(draw):
@@ -180,14 +209,14 @@ def _rate(draw):
 def _gradient(draw, leaves, depth):
     """What may redirect the updates, and ends in no set."""
     h = pick(draw, ["h[0]", "h[1]"])
-    kind = draw(st.integers(0, 13)) if depth > 0 else 0
+    kind = draw(st.integers(0, 15)) if depth > 0 else 0
     inner = lambda: _gradient(draw, leaves, depth - 1)  # noqa: E731
     if kind <= 3:
         return f"entry({pick(draw, GRADIENT)!r}, {h})"
     if kind == 4:
         return pick(draw, INJECTED).format(h=h, lr=_rate(draw))
     if kind == 5:
-        return f"bx.masked({inner()}, {pick(draw, MASKS)})"
+        return f"bx.masked({inner()}, {_mask(draw, leaves)})"
     if kind == 6:
         return f"bx.multi_steps({inner()}, {pick(draw, ['2', '1', 'every_two_then_one', '2, use_grad_mean=False'])})"
     if kind == 7:
@@ -196,7 +225,8 @@ def _gradient(draw, leaves, depth):
         wrap = pick(draw, ["bx.conditionally_transform", "bx.conditionally_mask"])
         return f"{wrap}({inner()}, {pick(draw, ['odd_steps', 'third_steps'])})"
     if kind == 9:
-        return f"bx.partition({{'even': {inner()}, 'odd': {inner()}}}, bias_labels)"
+        labels = pick(draw, ["bias_labels", _by_leaf(draw, leaves, ["'even'", "'odd'"])])
+        return f"bx.partition({{'even': {inner()}, 'odd': {inner()}}}, {labels})"
     if kind == 10:
         constraint = draw(sets(leaves))[0]
         adds = [
@@ -207,7 +237,19 @@ def _gradient(draw, leaves, depth):
         ]
         return pick(draw, adds).format(constraint)
     if kind == 11:
-        return f"bx.packed({inner()})"
+        return _packed(inner())
+    if kind == 12:
+        wraps = [
+            "C.mechanize({})",
+            "C.schedule_free({}, 0.1)",
+            "bx.multi_steps({}, 2, should_skip_update_fn=few_and_finite)",
+            "bx.named_chain(('one', {}), ('two', bx.scale(-0.5)))",
+            "bx.on_leaves({})",
+        ]
+        return pick(draw, wraps).format(inner())
+    if kind == 13:
+        rates = _by_leaf(draw, leaves, ["0.1", "h[0].lr", "1e-3", "2.0"])
+        return pick(draw, ["bx.scale_by_learning_rate({})", "bx.scale({})", "bx.add_decayed_weights({})"]).format(rates)
     return f"bx.chain({', '.join(inner() for _ in range(draw(st.integers(1, 3))))})"
 
 
@@ -226,13 +268,16 @@ def _step(draw, leaves, depth):
         return Made(f"bx.project({constraint})", constraint, tolerance)
     if kind == 2:
         constraint, tolerance = draw(sets(leaves))
-        kept = Made(f"bx.barrier({constraint}, {h}.mu)", constraint, tolerance)
+        mu = f"schedule({pick(draw, sorted(SCHEDULES))!r}, {h})" if draw(st.integers(0, 3)) == 0 else f"{h}.mu"
+        kept = Made(f"bx.barrier({constraint}, {mu})", constraint, tolerance)
         others = [
             kept,
             Made(f"bx.penalize({constraint}, {h}.weight)"),
             Made(f"bx.penalize({constraint}, 0.5, 'huber')"),
             Made(f"bx.frank_wolfe({constraint})"),
             Made("bx.prox(R.L1(0.1))"),
+            Made(f"bx.prox(R.Sum(R.GroupLasso({h}.weight), R.TotalVariation(0.1), sweeps=2))"),
+            Made(f"bx.project({constraint}, straight_through=True)"),
             Made(f"bx.prox(bx.ElasticNet(0.0, {h}.weight))"),
         ]
         return pick(draw, others)
@@ -259,7 +304,7 @@ def _step(draw, leaves, depth):
         )
         return Made(text, made.lands if simple else "")
     if kind == 11:
-        return Made(f"bx.masked({inner().text}, {pick(draw, MASKS)})")
+        return Made(f"bx.masked({inner().text}, {_mask(draw, leaves)})")
     if kind == 12:
         first, second = inner(), inner()
         return Made(f"bx.partition({{'even': {first.text}, 'odd': {second.text}}}, bias_labels)")
@@ -269,9 +314,10 @@ def _step(draw, leaves, depth):
         return Made(f"bx.projected({before()}, {constraint}{extra})", constraint, tolerance)
     if kind == 14:
         made = inner()
-        return made._replace(text=f"bx.packed({made.text})")
+        return made._replace(text=_packed(made.text))
     box = draw(boxes())
-    return Made(f"bx.chain(bx.freeze_active({before()}, {box}), bx.project({box}))", box)
+    inside = ", ".join(f"entry({pick(draw, BY_ITSELF)!r}, {h})" for _ in range(draw(st.integers(1, 2))))
+    return Made(f"bx.chain(bx.freeze_active(bx.chain({inside}), {box}), bx.project({box}))", box)
 
 
 def _last(draw, leaves, depth):
@@ -307,7 +353,7 @@ def programs(draw, depth=5):
     else:
         made = _last(draw, leaves, deep)
     count = draw(st.integers(1, 4))
-    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "noise", "nan", "inf", "storm"]
+    kinds = ["slope", "noise", "zero", "same", "sparse", "slope", "turned", "nan", "inf", "storm"]
     scales = [1.0, 1.0, 1e-3, 30.0, 1e6, 1e-8]
     gradients = tuple((pick(draw, kinds), pick(draw, scales)) for _ in range(count))
     return Program(made.text, params, (draw(hypers()), draw(hypers())), gradients, made.lands, made.tolerance)

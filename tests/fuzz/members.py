@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 import boxopt as bx
 from tests.fuzz.reference import Step, clearly

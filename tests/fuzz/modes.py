@@ -1,12 +1,11 @@
 """The modes that do not compile, and what must hold in each."""
 
 import pickle
-import random
 import tempfile
 from pathlib import Path
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
@@ -74,7 +73,7 @@ def saved(program, steps):
     everything = {"params": last.params, "state": last.state}
     like = {"params": steps[0].params, "state": tx.init(steps[0].params)}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / random.choice(["run.pt", "run.safetensors"])
+        path = Path(folder) / ("run.pt" if len(str(program)) % 2 else "run.safetensors")
         bx.save(path, everything)
         loaded = bx.load(path, like=like)
     same(loaded, everything, "what was loaded")
@@ -138,7 +137,8 @@ def vmapped(program, steps, nested=False, shared=False):
         states = [x.flatten(0, 1) for x in states]
     for i, step in enumerate(first):
         got = init.rebuilt([x[i] for x in states])
-        agree(got, step.state, lambda *a: step.state, (step.params,), "vmapped init", 16)  # noqa: B023
+        # A state may begin with a sum over float32 leaves, a snapshot say, which is as coarse in float64.
+        agree(got, step.state, lambda *a: step.state, (step.params,), "vmapped init", 64)  # noqa: B023
     update = _on_leaves(lambda h, g, s, p: program.build(h).update(g, s, p), (runs[0][0], *first[0][:3]))
     run_update = lift(update, (0, 0, 0, dims))
     for number in range(1 if shared else len(steps)):

@@ -1,12 +1,13 @@
 """A program: a transformation, parameters and gradients, written as Python so that one that fails can be pasted."""
 
+import functools
 import re
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 import boxopt as bx
 from tests import registry
@@ -40,8 +41,11 @@ def leaf(shape, dtype="f64", seed=0, scale=1.0, layout="plain"):
     return x
 
 
+constant = functools.cache(leaf)  # made once, before vmap, under which torch draws no random numbers
+
+
 def number(value):
-    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def all_of(params):
@@ -61,6 +65,7 @@ NAMES = {
     "entry": entry,
     "schedule": schedule,
     "leaf": leaf,
+    "constant": constant,
     "third_steps": third_steps,
     "number": number,
     "all_of": all_of,
@@ -138,8 +143,9 @@ class Program:
 
     @property
     def tame(self):
-        """Whether gradients and rates are such that nothing overflows."""
-        return all(kind not in ("nan", "inf") and 1e-4 <= scale <= 100 for kind, scale in self.gradients)
+        """Whether gradients and strengths are such that nothing overflows: many an entry divides by a strength."""
+        strong = "entry(" in self.transformation and not all(1e-12 <= h.mu <= 1e12 for h in self.hypers)
+        return not strong and all(kind not in ("nan", "inf") and 1e-4 <= size <= 100 for kind, size in self.gradients)
 
 
 def _gradient(kind, scale, x, seed):
@@ -154,4 +160,6 @@ def _gradient(kind, scale, x, seed):
         value = torch.where(noise > 0.5, value, 0.0)
     if kind in ("nan", "inf") and x.numel():
         value.view(-1)[0] = {"nan": torch.nan, "inf": -torch.inf}[kind]
+    if kind == "turned" and x.ndim >= 2:  # lies otherwise than the parameter
+        value = value.mT.contiguous().mT
     return value.to(x.dtype)

@@ -4,7 +4,7 @@ import traceback
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
+import torch.utils._cxx_pytree as pytree
 
 import boxopt as bx
 from boxopt.core import tree
@@ -50,7 +50,7 @@ def reference(program: Program) -> list[Step]:
         gradients = program.gradient(number, params)
         arguments = (gradients, state, params)
         before, unchanged = pytree.tree_map(clone, arguments), versions(arguments)
-        updates, new = clearly(tx.update, *arguments) if number == 0 else tx.update(*arguments)
+        updates, new = _updated(tx, arguments, number == 0)
         if versions(arguments) != unchanged:
             raise Finding("an argument was mutated")
         same(arguments, before, "arguments after the update")
@@ -65,16 +65,33 @@ def reference(program: Program) -> list[Step]:
         moved = bx.apply_updates(params, updates)
         if program.lands and finite(gradients) and finite(state):
             _feasible(program, moved, params, f"step {number}")
+            _feasible(program, *_from_far(program, params, updates), f"step {number} from far outside")
         params, state = moved, new
         if not finite(params):
             break
     return steps
 
 
+def _updated(tx, arguments, is_first):
+    """The results. What does not fit is refused before, by the constructor or `init`; what a set lacks, here."""
+    try:
+        return tx.update(*arguments)
+    except NotImplementedError as error:
+        if is_first:
+            raise Refused(str(error)) from error
+        raise
+
+
+def _from_far(program, params, updates):
+    """Where the updates lead from far outside, with ``within=``, and where from."""
+    far = pytree.tree_map(lambda x: None if x is None else 40 * x + 10, params)
+    return bx.apply_updates(far, updates, within=program.set(program.hypers)), far
+
+
 def _feasible(program, params, before, place):
     constraint = program.set(program.hypers)
     leaves = [x for x in pytree.tree_leaves(params) if x is not None]
-    if not leaves or not finite(params):
+    if not leaves or not finite(params) or not finite(before):
         return
     wide = pytree.tree_map(lambda x: None if x is None else x.double(), params)
     outside = float(constraint.violation(wide))
