@@ -347,11 +347,17 @@ def test_a_matrix_is_kept_up_to_twice_the_memory():
     assert isinstance(bx.lbfgsb(memory=3).init(torch.zeros(7)).model, PairModel)
 
 
-@pytest.mark.parametrize(("lower", "upper", "length"), [(None, None, 1.0), ([-99.0, -INF], 99.0, 1.0), (-99.0, 99.0, 50.0)])
+@pytest.mark.parametrize(
+    ("lower", "upper", "length"), [(None, None, 1.0), ([-99.0, -INF], 99.0, 1.0), (-99.0, 99.0, 50.0)]
+)
 def test_the_first_trial_is_of_unit_length_unless_bounds_tell_the_scale(lower, upper, length):
     """The gradient is (30, 40): Newton's step, with the unit matrix, is of length 50."""
     lower = torch.tensor(lower, dtype=F64) if isinstance(lower, list) else lower
-    solver, params, slope = bx.lbfgsb(bx.Box(lower, upper)), torch.zeros(2, dtype=F64), torch.tensor([30.0, 40.0], dtype=F64)
+    solver, params, slope = (
+        bx.lbfgsb(bx.Box(lower, upper)),
+        torch.zeros(2, dtype=F64),
+        torch.tensor([30.0, 40.0], dtype=F64),
+    )
     _, state = solver.update(slope, solver.init(params), params, value=torch.tensor(0.0, dtype=F64))
     torch.testing.assert_close(state.trial, -slope * length / 50)
 

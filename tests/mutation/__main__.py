@@ -1,9 +1,9 @@
-"""Mutation testing of some of the library: ``python -m tests.mutation --sample 100 --seed 1``.
+"""Mutation testing of some of the library: ``python -m tests.mutation box --sample 100``.
 
-One process imports everything and collects the tests. In a first fork they are run once, to see how long each takes and which lines
-it runs. Then each mutant is a fork in which the code of the functions that have changed is put in the place of the
-old, wherever they are referred to; so nothing is imported again, and no file is written. A mutant is run against the tests
-that run its lines, the quickest of each test function first, until one fails.
+One process imports everything and collects the tests. In a fork of it they are run once, to see how long each takes and
+which lines it runs. Then each mutant is a fork in which the function that differs gets its new code, wherever it is
+referred to: nothing is imported again, and no file is written. A mutant gets the tests that run its lines, the
+quickest of each test function first, until one fails.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import _lru_cache_wrapper
 from typing import NamedTuple
 
@@ -45,26 +45,28 @@ class Runner:
     """A plugin of pytest that runs mutants instead of tests."""
 
     def __init__(self, area, options):
-        self.files = AREAS[area][0]
         self.area, self.options, self.results = area, options, []
+        self.files = AREAS[area].files
+        self.mutants = [mutant for path in self.files for mutant in mutants_of(path)]
 
     def pytest_runtestloop(self, session):
         timings = self._timings(session.items)
         print(f"{self.area}: {len(timings)} of {len(session.items)} tests are used", flush=True)
-        mutants = [mutant for path in self.files for mutant in mutants_of(path)]
-        shuffled = random.Random(self.options.seed).sample(mutants, len(mutants))
+        shuffled = random.Random(self.options.seed).sample(self.mutants, len(self.mutants))
         chosen = shuffled[self.options.first :][: self.options.sample]
         if self.options.only:
-            chosen = [mutant for mutant in mutants if mutant.name in self.options.only]
+            chosen = [mutant for mutant in self.mutants if mutant.name in self.options.only]
         for control in unchanged(chosen):
-            assert self._outcome(control, session.items, timings) in (SURVIVED, UNTESTED), f"what has not been changed fails: {control}"
+            outcome = self._outcome(control, session.items, timings)
+            assert outcome in (SURVIVED, UNTESTED), f"what has not been changed is {outcome}: {control}"
         for mutant in chosen:
             outcome = self._outcome(mutant, session.items, timings)
             self.results.append((mutant, outcome))
             if outcome in (SURVIVED, UNTESTED) or self.options.verbose:
                 print(f"{outcome}: {mutant}", flush=True)
-        counts = {name: sum(outcome == name for _, outcome in self.results) for name in (KILLED, TIMEOUT, SURVIVED, UNTESTED)}
-        print(f"{self.area}: {len(chosen)} of {len(mutants)} mutants: " + ", ".join(f"{n} {k}" for k, n in counts.items()), flush=True)
+        counts = Counter(outcome for _, outcome in self.results)
+        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        print(f"{self.area}: {len(chosen)} of {len(self.mutants)} mutants: {said}", flush=True)
         return True
 
     def _timings(self, items):
@@ -113,7 +115,8 @@ def _in_a_fork(function, limit=None, quiet=True):
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
         if limit is not None:
-            signal.setitimer(signal.ITIMER_PROF, limit)  # the signal ends the process
+            signal.setitimer(signal.ITIMER_PROF, limit)  # the signals end the process
+            signal.setitimer(signal.ITIMER_REAL, 60 + 10 * limit)  # also one that waits for ever
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         try:
             answer = function()
@@ -127,7 +130,7 @@ def _in_a_fork(function, limit=None, quiet=True):
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return TIMEOUT if os.WTERMSIG(status) == signal.SIGPROF else KILLED
+        return TIMEOUT if os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM) else KILLED
     answer = pickle.loads(answer)
     if isinstance(answer, RuntimeError):
         raise answer
@@ -184,7 +187,7 @@ def _tried(mutant: Mutant, items):
 
 
 def _put_in(mutant: Mutant):
-    """Change what has been imported into the mutant: the code and the defaults of a function, or a number of the module."""
+    """Change what has been imported: the code and the defaults of a function, or a number of the module."""
     path = os.path.abspath(mutant.path)
     module = next(m for m in sys.modules.values() if getattr(m, "__file__", None) == path)
     scratch = vars(types.ModuleType(module.__name__))
@@ -204,7 +207,10 @@ def _put_in(mutant: Mutant):
     assert old or not mutant.function, f"{mutant} is not in use"
     for function in old:
         function.__code__ = new[mutant.function].__code__
-        function.__defaults__, function.__kwdefaults__ = new[mutant.function].__defaults__, new[mutant.function].__kwdefaults__
+        function.__defaults__, function.__kwdefaults__ = (
+            new[mutant.function].__defaults__,
+            new[mutant.function].__kwdefaults__,
+        )
 
 
 def main():
@@ -230,7 +236,9 @@ def main():
 
 def _run(area, options):
     runner = Runner(area, options)
-    code = pytest.main(["-p", "no:cacheprovider", "-p", "no:terminal", "-s", *arguments(area, options.keyword)], plugins=[runner])
+    code = pytest.main(
+        ["-p", "no:cacheprovider", "-p", "no:terminal", "-s", *arguments(area, options.keyword)], plugins=[runner]
+    )
     assert runner.results, f"pytest ended with {code}"
     return [(mutant.name, outcome) for mutant, outcome in runner.results]
 

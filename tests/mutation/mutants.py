@@ -1,7 +1,8 @@
 """Mutants of a module: its source with one expression changed, by the operators of mutmut.
 
-Left out by rule, since no test should tell them from the original: annotations, docstrings, the texts of errors (all that
-is in a ``raise``), assertions (they are for the type checker), and the ``strict`` of a ``zip``.
+Left out by rule, since no test should tell them from the original: annotations, docstrings, the texts of errors (all
+that is in a ``raise``), assertions (they are for the type checker), decorators, and the ``strict`` of a ``zip``. Of
+what is outside functions only the module's numbers are changed.
 """
 
 from collections.abc import Iterator
@@ -104,8 +105,9 @@ class _Visitor(cst.CSTVisitor):
         statement = around = node
         while not isinstance(statement, cst.BaseSmallStatement | cst.BaseCompoundStatement | cst.Module):
             around, statement = statement, self._parents[statement]
-        head = isinstance(statement, cst.BaseCompoundStatement) and not isinstance(around, cst.Parameters) and around is not statement
-        last = around if head else statement  # of an `if` only its condition; of a default the whole function
+        # Of an `if` the condition alone; of a default the whole function.
+        is_head = isinstance(statement, cst.BaseCompoundStatement) and not isinstance(around, cst.Parameters)
+        last = around if is_head else statement
         lines = self.positions[statement].start.line, self.positions[last].end.line
         for kind, operator in mutation_operators:
             if isinstance(node, kind):

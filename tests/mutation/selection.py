@@ -1,8 +1,7 @@
 """What is mutated, and by which tests a mutant may be noticed. Of these, each mutant gets those that run its lines."""
 
 from glob import glob
-
-LAWS = "tests/test_laws.py"
+from typing import NamedTuple
 
 
 def solve(*names):
@@ -14,25 +13,33 @@ COMPILED = {f"boxopt/core/{name}.py" for name in ("donation", "shortcut", "stora
 # This is tried by processes of their own, which no mutant reaches.
 ELSEWHERE = {"boxopt/core/sharded.py"}
 
-# area: (files, tests, words of which the entries in the laws have one)
+
+class Area(NamedTuple):
+    """The files that are mutated, the tests, and words of which an entry has one that is held to the laws for it."""
+
+    files: list[str]
+    tests: list[str]
+    words: tuple[str, ...]
+
+
 AREAS = {
-    "core": (
+    "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
         ["combine", "pack", "foreach", "random", "state_access", "bad_input", "edges", "checkpoint", "constrain"],
         ("chain", "masked", "partition", "packed", "noise"),
     ),
-    "box": (
+    "box": Area(
         ["boxopt/sets/box.py"],
         ["constrain", "bad_input", "edges", "sets", "feasible_steps", "minimize"],
         ("project", "barrier", "tangent", "wolfe", "penal"),
     ),
-    "constrain": (
+    "constrain": Area(
         sorted(glob("boxopt/constrain/*.py")),
         ["constrain", "bad_input", "feasible_steps", "combine"],
         ("project", "barrier", "tangent", "wolfe", "penal", "mirror", "exponentiated", "prox"),
     ),
-    "adam": (["boxopt/scale/adam.py"], ["optimizers", "foreach", "parity"], ("adam",)),
-    "box solver": (
+    "adam": Area(["boxopt/scale/adam.py"], ["optimizers", "foreach", "parity"], ("adam",)),
+    "box solver": Area(
         solve("lbfgsb", "wolfe", "box_step", "dense_model", "pair_model", "columns", "step", "pool", "solver", "flat"),
         ["lbfgsb", "minimize", "solvers"],
         ("lbfgsb",),
@@ -42,6 +49,5 @@ AREAS = {
 
 def arguments(area, keyword=None):
     """How pytest is called for an area."""
-    _, names, words = AREAS[area]
-    chosen = keyword or f"not test_laws.py and not test_pack.py or {' or '.join(words)}"
-    return [LAWS, *(f"tests/test_{name}.py" for name in names), "-k", chosen]
+    chosen = keyword or f"not test_laws.py and not test_pack.py or {' or '.join(AREAS[area].words)}"
+    return ["tests/test_laws.py", *(f"tests/test_{name}.py" for name in AREAS[area].tests), "-k", chosen]
