@@ -30,6 +30,7 @@ from tests.mutation.selection import AREAS, arguments
 
 SLOW = 2.0  # a test that takes longer, in seconds of processors, is not used
 PATIENCE = 10.0  # how many times as long as usual the tests of a mutant may take
+BATCH = 100  # so many are measured in one process
 MEMORY = 32 << 30  # addresses, in bytes
 KILLED, SURVIVED, TIMEOUT, UNTESTED = "killed", "survived", "timed out", "no test"
 
@@ -77,12 +78,13 @@ class Runner:
             with open(path, "rb") as file:
                 known = pickle.load(file)
         unknown = [item for item in items if item.nodeid not in known]
-        if unknown:
-            measured = _in_a_fork(lambda: _measured(unknown, self.files))
-            known |= {item.nodeid: measured.get(place) for place, item in enumerate(unknown)}
-        if path:
-            with open(path, "wb") as file:
-                pickle.dump(known, file)
+        for first in range(0, len(unknown), BATCH):
+            batch = unknown[first : first + BATCH]
+            measured = _in_a_fork(lambda batch=batch: _measured(batch, self.files))
+            known |= {item.nodeid: measured.get(place) for place, item in enumerate(batch)}
+            if path:
+                with open(path, "wb") as file:
+                    pickle.dump(known, file)
         return {place: known[item.nodeid] for place, item in enumerate(items) if known[item.nodeid] is not None}
 
     def _outcome(self, mutant, items, timings):

@@ -25,8 +25,8 @@ class Area(NamedTuple):
 AREAS = {
     "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
-        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "edges", "checkpoint", "constrain"],
-        ("chain", "masked", "partition", "packed", "noise"),
+        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain"],
+        ("chain", "masked", "packed", "noise"),
     ),
     "box": Area(
         ["boxopt/sets/box.py"],
