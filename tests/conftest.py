@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore = ["mutation"]  # for doctests it would be imported, and needs a package that only `make mutants` installs
+
 
 def pytest_addoption(parser):
     parser.addoption("--inductor", action="store_true", help="generate code for every entry of the registry")
