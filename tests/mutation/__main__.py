@@ -28,7 +28,7 @@ from _pytest.runner import runtestprotocol
 from tests.mutation.mutants import Mutant, mutants_of, unchanged
 from tests.mutation.selection import AREAS, arguments
 
-SLOW = 2.0  # a test that takes longer, in seconds of processors, is not used
+SLOW = 1.0  # a test that takes longer, in seconds of processors, is not used
 PATIENCE = 10.0  # how many times as long as usual the tests of a mutant may take
 BATCH = 100  # so many are measured in one process
 MEMORY = 32 << 30  # addresses, in bytes

@@ -15,40 +15,51 @@ ELSEWHERE = {"boxopt/core/sharded.py"}
 
 
 class Area(NamedTuple):
-    """The files that are mutated, the tests, and words of which an entry has one that is held to the laws for it."""
+    """The files that are mutated, the tests, and beginnings of the names of the entries whose laws are tried."""
 
     files: list[str]
     tests: list[str]
-    words: tuple[str, ...]
+    entries: tuple[str, ...]
 
 
 AREAS = {
     "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
         ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain"],
-        ("chain", "masked", "packed", "noise"),
+        ("[chain", "stacked-chain+", "masked", "[packed", "noisy"),
     ),
     "box": Area(
         ["boxopt/sets/box.py"],
         ["constrain", "bad_input", "edges", "feasible_steps"],
-        ("project", "barrier", "tangent", "wolfe", "penal"),
+        ("[project]", "[barrier]", "[tangent]", "[add_barrier]"),
     ),
     "constrain": Area(
         sorted(glob("boxopt/constrain/*.py")),
         ["constrain", "bad_input", "feasible_steps", "combine"],
-        ("project", "barrier", "tangent", "wolfe", "penal", "mirror", "exponentiated", "prox"),
+        (
+            "[project]",
+            "[projected]",
+            "[barrier",
+            "[tangent]",
+            "[penal",
+            "[add_",
+            "[mirror]",
+            "[expon",
+            "[frank",
+            "[prox+L",
+        ),
     ),
-    "adam": Area(["boxopt/scale/adam.py"], ["optimizers", "foreach", "parity"], ("adam",)),
+    "adam": Area(["boxopt/scale/adam.py"], ["optimizers", "foreach", "parity"], ("[scale_by_adam", "[adam")),
     "box solver": Area(
         solve("lbfgsb", "wolfe", "box_step", "dense_model", "pair_model", "columns", "step", "pool", "solver", "flat"),
         ["lbfgsb", "minimize", "solvers"],
-        ("lbfgsb",),
+        ("[lbfgsb]",),
     ),
 }
 
 
 def arguments(area, keyword=None):
     """How pytest is called for an area, or for those of its tests that an expression selects."""
-    laws = f"not test_laws.py and not test_pack.py or {' or '.join(AREAS[area].words)}"
+    laws = f"not test_laws.py and not test_packed_equals_leafwise or {' or '.join(AREAS[area].entries)}"
     chosen = keyword or f"({laws}) and not compil"  # within compiled code nobody sees which lines run
     return ["tests/test_laws.py", *(f"tests/test_{name}.py" for name in AREAS[area].tests), "-k", chosen]
