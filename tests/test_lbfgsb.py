@@ -7,6 +7,7 @@ import torch
 from torch.func import vmap
 
 import boxopt as bx
+from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
 from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, Point, advance_search, next_step, start_search
@@ -360,6 +361,26 @@ def test_the_first_trial_is_of_unit_length_unless_bounds_tell_the_scale(lower, u
     )
     _, state = solver.update(slope, solver.init(params), params, value=torch.tensor(0.0, dtype=F64))
     torch.testing.assert_close(state.trial, -slope * length / 50)
+
+
+def test_each_problem_of_a_batch_has_a_first_step_of_its_own():
+    """One without a bound, one with two."""
+    slope = torch.tensor([30.0, 40.0], dtype=F64)
+    solver = bx.lbfgsb(bx.Box(-99.0, torch.tensor([[INF], [99.0]], dtype=F64)))
+    start = torch.zeros(2, 2, dtype=F64)
+    result = bx.minimize(lambda x: slope @ x, start, solver, batch_dims=1, max_steps=1)
+    torch.testing.assert_close(result.state.trial, torch.stack([-slope / 50, -slope]))
+
+
+@pytest.mark.parametrize(("size", "by_columns"), [(6, True), (7, False)])
+def test_short_problems_of_a_batch_are_columns(size, by_columns, monkeypatch):
+    calls = []
+    advance = ColumnStep.advance_all
+    monkeypatch.setattr(ColumnStep, "advance_all", lambda *args: calls.append(args) or advance(*args))
+    start = torch.zeros(3, size, dtype=F64)
+    result = bx.minimize(lambda x: (x - 1).square().sum(), start, bx.lbfgsb(memory=3), batch_dims=1)
+    assert result.converged.all()
+    assert bool(calls) is by_columns
 
 
 def at(function, step):

@@ -1,8 +1,8 @@
 """Mutants of a module: its source with one expression changed, by the operators of mutmut.
 
 Left out by rule, since no test should tell them from the original: annotations, docstrings, the texts of errors (all
-that is in a ``raise``), assertions (they are for the type checker), decorators, and the ``strict`` of a ``zip``. Of
-what is outside functions only the module's numbers are changed.
+that is in a ``raise``), assertions (they are for the type checker), decorators, the ``strict`` of a ``zip``, and
+``device=``, which needs a second device. Of what is outside functions only the module's numbers are changed.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvide
 from mutmut.mutation.mutators import mutation_operators
 
 SKIPPED = (cst.Annotation, cst.Raise, cst.Assert, cst.Decorator, cst.Import, cst.ImportFrom)
+KEYWORDS = ("strict", "device")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Visitor(cst.CSTVisitor):
         self._functions = 0
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, SKIPPED) or _is_strict(node):
+        if isinstance(node, SKIPPED) or _is_skipped(node):
             return False
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
             self._names += [node.name.value] * (self._functions == 0)
@@ -112,8 +113,10 @@ class _Visitor(cst.CSTVisitor):
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
                 for other in operator(node):
+                    if isinstance(node, cst.Call) and any(_is_skipped(x) for x in set(node.args) - set(other.args)):
+                        continue
                     yield lines, ".".join(self._names), node, other
 
 
-def _is_strict(node: cst.CSTNode) -> bool:
-    return isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value == "strict"
+def _is_skipped(node: cst.CSTNode) -> bool:
+    return isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value in KEYWORDS
