@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-collect_ignore = ["mutation"]  # for doctests it would be imported, and needs a package that only `make mutants` installs
+collect_ignore = ["mutation"]  # doctests would import it, and it needs what only `make mutants` installs
 
 
 def pytest_addoption(parser):

@@ -34,6 +34,34 @@ def descend(tx, loss, params, steps=600, **kwargs):
     return params
 
 
+# --- the box itself ------------------------------------------------------------------------------------------------
+
+
+def test_corners_of_a_box():
+    """Where the coefficient is 0: the middle, or what is nearest to 0 where there is none."""
+    inf = torch.inf
+    box = bx.Box(torch.tensor([-1.0, 2.0, -inf, -inf]), torch.tensor([4.0, inf, 5.0, -3.0]))
+    assert box.linear_minimizer(torch.zeros(4)).tolist() == [1.5, 2.0, 0.0, -3.0]
+    assert box.linear_minimizer(torch.full((4,), 0.5)).tolist() == [-1.0, 2.0, -inf, -inf]
+    assert box.linear_minimizer(torch.full((4,), -0.5)).tolist() == [4.0, inf, 5.0, -3.0]
+
+
+def test_landing_is_on_the_bound_unless_it_is_to_be_strictly_inside():
+    start, target = torch.tensor([0.5]), torch.tensor([1.0])
+    assert float(start + bx.Box(0.0, 1.0).land(start, target)) == 1.0
+    assert float(start + bx.Box(0.0, 1.0).land(start, target, strictly=True)) < 1.0
+
+
+def test_the_relaxation_of_a_barrier_may_be_of_another_dtype():
+    x = torch.tensor([0.25, 2.0])
+    relax = torch.tensor(0.125, dtype=torch.float64)
+    box = bx.Box(0.0, 1.0)
+    slopes, value = box.barrier_gradient(x, relax), box.barrier(x, relax)
+    assert (slopes.dtype, value.dtype) == (torch.float32, torch.float32)
+    # Inside 1/(1 − x) − 1/x; outside −log(slack) is continued by its parabola at δ, of the slope (2 − slack/δ)/δ.
+    torch.testing.assert_close(slopes, torch.tensor([1 / 0.75 - 1 / 0.25, -1 / 2 + (2 + 1 / 0.125) / 0.125]))
+
+
 # --- fixed points: each chain ends at the solution of the problem that it stands for -------------------------------
 
 

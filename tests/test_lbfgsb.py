@@ -7,6 +7,7 @@ import torch
 from torch.func import vmap
 
 import boxopt as bx
+from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
@@ -341,6 +342,15 @@ def test_models_are_bfgs_matrices(count):
         torch.testing.assert_close(matrix_of(forgotten, size), unit)
         assert bool(forgotten.fresh)
         assert not bool(kept.fresh)
+
+
+def test_a_step_within_bounds_is_least_on_the_face_that_it_goes_to():
+    """The first coordinate goes to its bound; the second then to where its slope, which the first has changed, is 0."""
+    matrix, point, slope = torch.tensor([[2.0, 0.8], [0.8, 1.0]]), torch.zeros(2), torch.tensor([8.0, 0.5])
+    model = DenseModel(matrix.to(F64), torch.tensor(False))
+    lower = torch.tensor([-1.0, -9.0], dtype=F64)
+    step = box_step(model, point.to(F64), slope.to(F64), lower, -lower)
+    torch.testing.assert_close(step, torch.tensor([-1.0, -(0.5 - 0.8) / 1.0], dtype=F64))
 
 
 def test_a_matrix_is_kept_up_to_twice_the_memory():

@@ -30,7 +30,7 @@ AREAS = {
     ),
     "box": Area(
         ["boxopt/sets/box.py"],
-        ["constrain", "bad_input", "edges", "feasible_steps"],
+        ["constrain", "bad_input", "edges", "feasible_steps", "pack"],
         ("[project]", "[barrier]", "[tangent]", "[add_barrier]"),
     ),
     "constrain": Area(
