@@ -114,6 +114,7 @@ def test_updates_of_another_structure_or_shape():
         lambda v: bx.add_barrier(bx.Box(0.0), v),
         lambda v: bx.penalize(bx.Box(0.0), v),
         lambda v: bx.add_penalty(bx.Box(0.0), v),
+        lambda v: bx.add_barrier(bx.Box(0.0), 1.0, v),
         bx.L1,
         bx.L2,
     ],

@@ -61,6 +61,29 @@ def test_the_relaxation_of_a_barrier_may_be_of_another_dtype():
     torch.testing.assert_close(slopes, torch.tensor([1 / 0.75 - 1 / 0.25, -1 / 2 + (2 + 1 / 0.125) / 0.125]))
 
 
+def test_penalties_by_default_and_by_a_schedule():
+    box, x = bx.Box(0.0, 1.0), torch.tensor([3.0, 0.5, -1.0])
+    assert float(bx.penalty(box, x)) == 2.5
+    tx = bx.add_penalty(box, bx.linear_schedule(1.0, 3.0, 1))
+    state = tx.init(x)
+    for weight in (1.0, 3.0):
+        updates, state = tx.update(torch.zeros(3), state, x)
+        assert updates.tolist() == [2 * weight, 0.0, -weight]
+
+
+def test_a_quadratic_penalty_on_the_distance_from_a_ball():
+    """Half of the way to (0.6, 0.8), since ρη = 1. The other penalties are of coordinates."""
+    ball, start, params = bx.sets.L2Ball(1.0), torch.tensor([3.0, 4.0]), torch.zeros(2)
+    tx = bx.penalize(ball, 0.5)
+    updates, _ = tx.update(start, tx.init(params), params, step_size=2.0)
+    torch.testing.assert_close(updates, torch.tensor([1.8, 2.4]))
+    tx = bx.penalize(ball, 0.0)
+    torch.testing.assert_close(tx.update(start, tx.init(params), params)[0], start)
+    for make in (lambda: bx.penalize(ball, 1.0, "exact"), lambda: bx.add_penalty(ball, 1.0, "huber")):
+        with pytest.raises(ValueError, match="is made coordinate by coordinate, which L2Ball is not"):
+            make()
+
+
 # --- fixed points: each chain ends at the solution of the problem that it stands for -------------------------------
 
 
