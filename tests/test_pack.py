@@ -339,3 +339,10 @@ def test_bounds_of_leaves_keep_their_digits_in_double_precision():
     projected = unpack(box.project(packed))
     assert projected["a"].tolist() == [0.1, 0.7]
     assert projected["b"].tolist() == [0.3]
+
+
+def test_bounds_of_each_member_of_stacked_parameters():
+    params = {"a": torch.full((3, 2), 9.0), "b": torch.full((3,), 9.0)}
+    upper = {"a": torch.arange(6.0).reshape(3, 2), "b": 0.5}
+    packed, unpack = bx.pack(params, batch_dims=1)
+    assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), {"a": upper["a"], "b": torch.full((3,), 0.5)})
