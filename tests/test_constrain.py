@@ -77,6 +77,9 @@ def test_a_quadratic_penalty_on_the_distance_from_a_ball():
     tx = bx.penalize(ball, 0.5)
     updates, _ = tx.update(start, tx.init(params), params, step_size=2.0)
     torch.testing.assert_close(updates, torch.tensor([1.8, 2.4]))
+    steps = torch.tensor([1.0, 4.0])  # in a metric: ρ(x − P(x)) + (x − y)/η = 0
+    x = tx.update(start, tx.init(params), params, step_size=steps)[0]
+    torch.testing.assert_close(0.5 * (x - ball.project(x)), (start - x) / steps, atol=1e-5, rtol=1e-5)
     tx = bx.penalize(ball, 0.0)
     torch.testing.assert_close(tx.update(start, tx.init(params), params)[0], start)
     for make in (lambda: bx.penalize(ball, 1.0, "exact"), lambda: bx.add_penalty(ball, 1.0, "huber")):
