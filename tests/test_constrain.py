@@ -51,6 +51,14 @@ def test_landing_is_on_the_bound_itself():
     assert float(start + bx.Box(0.0, 1.0).land(start, torch.tensor([1.0]))) == 1.0
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_landing_beyond_the_largest_number_is_finite(sign):
+    far = torch.tensor([sign * 3e38])
+    for start in (-far, (-far).requires_grad_()):
+        update = bx.Box(-3e38, 3e38).land(start, far)
+        assert update.tolist() == [sign * torch.finfo(torch.float32).max]
+
+
 def test_the_relaxation_of_a_barrier_may_be_of_another_dtype():
     x = torch.tensor([0.25, 2.0])
     relax = torch.tensor(0.125, dtype=torch.float64)
