@@ -195,7 +195,8 @@ def test_clamps_and_leaves_of_which_some_are_large_take_the_quick_way(dim):
 
     def function(x):
         calls.append(type(x))
-        return torch.clamp(x, max=number) * 2 + x.clamp(-0.5, 0.5) - x.clamp_(min=-0.25) * 0
+        either = torch.where(x > number, x * torch.tensor(3.0), 0.0)
+        return either + torch.clamp(x, max=number) * 2 + x.clamp(-0.5, 0.5) - x.clamp_(min=-0.25) * 0
 
     leaves = [torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in range(40)]
     leaves.append(torch.randn(10**6))

@@ -25,7 +25,7 @@ class Area(NamedTuple):
 AREAS = {
     "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
-        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain"],
+        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain", "torch_optimizer", "sets"],
         ("chain", "masked", "packed", "noisy"),
     ),
     "box": Area(
