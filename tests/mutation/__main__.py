@@ -185,17 +185,24 @@ def _measured(items, files):
 
 def _tried(mutant: Mutant, items):
     """Whether one of the tests fails."""
-    _put_in(mutant)
+    if not _put_in(mutant):
+        return KILLED
     torch._dynamo.reset()
     return SURVIVED if all(_passes(item)[0] for item in items) else KILLED
 
 
 def _put_in(mutant: Mutant):
-    """Change what has been imported: the code and the defaults of a function, or a number of the module."""
+    """Change what has been imported: the code and the defaults of a function, or a number of the module.
+
+    Returns whether that can be imported at all.
+    """
     path = os.path.abspath(mutant.path)
     module = next(m for m in sys.modules.values() if getattr(m, "__file__", None) == path)
     scratch = vars(types.ModuleType(module.__name__))
-    exec(compile(mutant.source, path, "exec", dont_inherit=True), scratch)
+    try:
+        exec(compile(mutant.source, path, "exec", dont_inherit=True), scratch)
+    except Exception:
+        return False
     objects = gc.get_objects()
     for cache in [x for x in objects if type(x) is _lru_cache_wrapper and str(x.__module__).startswith("boxopt")]:
         cache.cache_clear()
@@ -215,6 +222,7 @@ def _put_in(mutant: Mutant):
             new[mutant.function].__defaults__,
             new[mutant.function].__kwdefaults__,
         )
+    return True
 
 
 def main():
