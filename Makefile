@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test coverage versions fuzz check audit package bench scoreboard endurance docs gallery clean
+.PHONY: setup demo test coverage versions fuzz mutants check audit package bench scoreboard endurance docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -28,6 +28,10 @@ setup: .venv/main .venv/check
 	$(INSTALL) --editable '.[interop]'
 	@touch $@
 
+.venv/mutants: pyproject.toml constraints.txt | .venv/main
+	$(INSTALL) --editable '.[mutants]'
+	@touch $@
+
 .venv/docs: pyproject.toml constraints.txt | .venv/main
 	$(INSTALL) --editable '.[docs]'
 	@touch $@
@@ -42,6 +46,10 @@ test: .venv/main
 MINUTES ?= 5
 fuzz: .venv/main
 	$(RUN) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
+# Whether the tests notice when the library is changed: an area takes minutes. ARGS="box --sample 50" for some of it.
+mutants: .venv/mutants
+	$(RUN) -m tests.mutation $(ARGS)
 
 check: .venv/main .venv/check docs
 	$(BIN)/ruff check .

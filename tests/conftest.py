@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore = ["mutation"]  # doctests would import it, and it needs what only `make mutants` installs
+
 
 def pytest_addoption(parser):
     parser.addoption("--inductor", action="store_true", help="generate code for every entry of the registry")

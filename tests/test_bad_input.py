@@ -23,6 +23,7 @@ PARAMS = {"layer": {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}}
         (torch.tensor([0.0, 2.0]), 1.0, r"lower > upper: lower is tensor\(\[0\., 2\.\]\), upper is 1\.0"),
         (math.nan, 1.0, r"the lower bound is NaN: nan"),
         (None, {"w": torch.tensor([1.0, math.nan])}, r"the upper bound of leaf 'w' is NaN"),
+        ({"v": None, "w": math.nan}, None, r"the lower bound of leaf 'w' is NaN"),
         (math.inf, None, r"the lower bound is inf, which leaves nothing"),
         (None, -math.inf, r"the upper bound is -inf, which leaves nothing"),
         (
@@ -113,6 +114,7 @@ def test_updates_of_another_structure_or_shape():
         lambda v: bx.add_barrier(bx.Box(0.0), v),
         lambda v: bx.penalize(bx.Box(0.0), v),
         lambda v: bx.add_penalty(bx.Box(0.0), v),
+        lambda v: bx.add_barrier(bx.Box(0.0), 1.0, v),
         bx.L1,
         bx.L2,
     ],

@@ -266,3 +266,17 @@ def test_extra_arguments_in_a_compiled_step():
     with torch._dynamo.config.patch(error_on_recompile=True):
         for value in (2.0, 3.0):
             assert compiled(params, torch.tensor(value)).tolist() == [-value, -value]
+
+
+def test_the_step_size_reaches_a_member_that_others_follow():
+    seen = []
+
+    def update(updates, state, params, *, step_size):
+        seen.append(step_size)
+        return updates, state
+
+    asking = bx.GradientTransformation(bx.identity().init, update)
+    tx = bx.chain(bx.scale(0.5), asking, bx.scale(3.0), bx.scale(2.0))
+    params = torch.zeros(2)
+    tx.update(params, tx.init(params), params)
+    assert seen == [0.5]

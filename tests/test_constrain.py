@@ -34,6 +34,67 @@ def descend(tx, loss, params, steps=600, **kwargs):
     return params
 
 
+# --- the box itself ------------------------------------------------------------------------------------------------
+
+
+def test_corners_of_a_box():
+    """Where the coefficient is 0: the middle, or what is nearest to 0 where there is none."""
+    inf = torch.inf
+    box = bx.Box(torch.tensor([-1.0, 2.0, -inf, -inf]), torch.tensor([4.0, inf, 5.0, -3.0]))
+    assert box.linear_minimizer(torch.zeros(4)).tolist() == [1.5, 2.0, 0.0, -3.0]
+    assert box.linear_minimizer(torch.full((4,), 0.5)).tolist() == [-1.0, 2.0, -inf, -inf]
+    assert box.linear_minimizer(torch.full((4,), -0.5)).tolist() == [4.0, inf, 5.0, -3.0]
+
+
+def test_landing_is_on_the_bound_itself():
+    start = torch.tensor([0.3])
+    assert float(start + bx.Box(0.0, 1.0).land(start, torch.tensor([1.0]))) == 1.0
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_landing_beyond_the_largest_number_is_finite(sign):
+    far = torch.tensor([sign * 3e38])
+    for start in (-far, (-far).requires_grad_()):
+        update = bx.Box(-3e38, 3e38).land(start, far)
+        assert update.tolist() == [sign * torch.finfo(torch.float32).max]
+
+
+def test_the_relaxation_of_a_barrier_may_be_of_another_dtype():
+    x = torch.tensor([0.25, 2.0])
+    relax = torch.tensor(0.125, dtype=torch.float64)
+    box = bx.Box(0.0, 1.0)
+    slopes, value = box.barrier_gradient(x, relax), box.barrier(x, relax)
+    assert (slopes.dtype, value.dtype) == (torch.float32, torch.float32)
+    # Inside 1/(1 − x) − 1/x; outside −log(slack) is continued by its parabola at δ, of the slope (2 − slack/δ)/δ.
+    torch.testing.assert_close(slopes, torch.tensor([1 / 0.75 - 1 / 0.25, -1 / 2 + (2 + 1 / 0.125) / 0.125]))
+
+
+def test_penalties_by_default_and_by_a_schedule():
+    box, x = bx.Box(0.0, 1.0), torch.tensor([3.0, 0.5, -1.0])
+    assert float(bx.penalty(box, x)) == 2.5
+    tx = bx.add_penalty(box, bx.linear_schedule(1.0, 3.0, 1))
+    state = tx.init(x)
+    for weight in (1.0, 3.0):
+        updates, state = tx.update(torch.zeros(3), state, x)
+        assert updates.tolist() == [2 * weight, 0.0, -weight]
+
+
+def test_a_quadratic_penalty_on_the_distance_from_a_ball():
+    """Half of the way to (0.6, 0.8), since ρη = 1. The other penalties are of coordinates."""
+    ball, start, params = bx.sets.L2Ball(1.0), torch.tensor([3.0, 4.0]), torch.zeros(2)
+    tx = bx.penalize(ball, 0.5)
+    updates, _ = tx.update(start, tx.init(params), params, step_size=2.0)
+    torch.testing.assert_close(updates, torch.tensor([1.8, 2.4]))
+    steps = torch.tensor([1.0, 4.0])  # in a metric: ρ(x − P(x)) + (x − y)/η = 0
+    x = tx.update(start, tx.init(params), params, step_size=steps)[0]
+    torch.testing.assert_close(0.5 * (x - ball.project(x)), (start - x) / steps, atol=1e-5, rtol=1e-5)
+    tx = bx.penalize(ball, 0.0)
+    torch.testing.assert_close(tx.update(start, tx.init(params), params)[0], start)
+    for make in (lambda: bx.penalize(ball, 1.0, "exact"), lambda: bx.add_penalty(ball, 1.0, "huber")):
+        with pytest.raises(ValueError, match="is made coordinate by coordinate, which L2Ball is not"):
+            make()
+
+
 # --- fixed points: each chain ends at the solution of the problem that it stands for -------------------------------
 
 

@@ -173,6 +173,17 @@ def test_frank_wolfe_refuses_what_it_cannot_do():
         bx.chain(bx.frank_wolfe(bx.Box(0.0, 1.0)), bx.scale(0.5))
 
 
+def test_frank_wolfe_leaves_zeros_at_zero():
+    """Combinations of points sum to 1 up to rounding; what that leaves is not spread over what is 0."""
+    x = torch.softmax(draw((500, 6), 0).float(), -1) * torch.tensor([1.0, 1, 1, 1, 0, 0])
+    x = x / x.sum(-1, keepdim=True)
+    gradients = draw((500, 6), 1).float() + torch.tensor([0.0, 0, 0, 0, 99, 99])
+    tx = bx.frank_wolfe(S.Simplex(), 0.3)
+    after = bx.apply_updates(x, tx.update(gradients, tx.init(x), x)[0])
+    assert (after[:, 4:] == 0).all()
+    assert float((after.sum(-1) - 1).abs().max()) < 1e-6
+
+
 # --- mirror descent ------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +207,14 @@ def test_mirror_in_a_metric_solves_its_problem():
         multipliers = (-step * search - torch.log(z / x)) / step
         torch.testing.assert_close(multipliers, multipliers[:1].expand(6), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(z.sum(), torch.tensor(1.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shift", [-20.0, 20.0])
+def test_mirror_does_not_depend_on_what_all_gradients_share(shift):
+    x, step, search = torch.softmax(draw((6,), 0), 0), torch.exp(2 * draw((6,), 1)), draw((6,), 2)
+    tx = bx.mirror(S.Simplex())
+    one, other = (tx.update(-step * g, tx.init(x), x, step_size=step)[0] for g in (search, search + shift))
+    torch.testing.assert_close(one, other)
 
 
 def test_mirror_after_adam_reaches_the_vertex_and_its_plain_form_does_not_move():

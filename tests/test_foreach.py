@@ -185,3 +185,24 @@ def test_a_function_that_leaves_cannot_stand_in_for():
 
     for function in (uneven, fork, lambda x: x.mean(), lambda x: torch.where(x == x, x, 0), lambda x: 1 / (2 - x**3)):
         assert_same_bits(foreach.map(function, values), tree.map(function, values))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_clamps_and_leaves_of_which_some_are_large_take_the_quick_way(dim):
+    """The function is called once for the small leaves, and once more for each of the others; not again for all."""
+    calls = []
+    number = torch.tensor(0.25) if dim else 0.25
+
+    def function(x):
+        calls.append(type(x))
+        either = torch.where(x > number, x * torch.tensor(3.0), 0.0)
+        return either + torch.clamp(x, max=number) * 2 + x.clamp(-0.5, 0.5) - x.clamp_(min=-0.25) * 0
+
+    leaves = [torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    leaves.append(torch.randn(10**6))
+    expected = [function(leaf.clone()) for leaf in leaves]
+    calls.clear()
+    result = foreach.map(function, leaves)
+    assert calls == [foreach.Leaves, torch.Tensor]
+    for one, other in zip(result, expected, strict=True):
+        assert torch.equal(one, other)

@@ -7,9 +7,11 @@ import torch
 from torch.func import vmap
 
 import boxopt as bx
+from boxopt.solve.box_step import box_step
+from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
-from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, advance_search, start_search
+from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, Point, advance_search, next_step, start_search
 
 F64 = torch.float64
 INF = float("inf")
@@ -354,6 +356,90 @@ def test_a_loss_with_many_roundings():
 
     result = bx.minimize(loss, random(8, seed=2) * 0.5, bx.lbfgsb(bx.Box(-2.0, 0.9)), tol=1e-8, max_steps=150)
     assert int(result.status) == bx.Status.GRADIENT
+
+
+def test_a_step_within_bounds_is_least_on_the_face_that_it_goes_to():
+    """The first coordinate goes to its bound; the second then to where its slope, which the first has changed, is 0."""
+    matrix, point, slope = torch.tensor([[2.0, 0.8], [0.8, 1.0]]), torch.zeros(2), torch.tensor([8.0, 0.5])
+    model = DenseModel(matrix.to(F64), torch.tensor(False))
+    lower = torch.tensor([-1.0, -9.0], dtype=F64)
+    step = box_step(model, point.to(F64), slope.to(F64), lower, -lower)
+    torch.testing.assert_close(step, torch.tensor([-1.0, -(0.5 - 0.8) / 1.0], dtype=F64))
+
+
+def test_a_matrix_is_kept_up_to_twice_the_memory():
+    assert isinstance(bx.lbfgsb(memory=3).init(torch.zeros(6)).model, DenseModel)
+    assert isinstance(bx.lbfgsb(memory=3).init(torch.zeros(7)).model, PairModel)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "length"), [(None, None, 1.0), ([-99.0, -INF], 99.0, 1.0), (-99.0, 99.0, 50.0)]
+)
+def test_the_first_trial_is_of_unit_length_unless_bounds_tell_the_scale(lower, upper, length):
+    """The gradient is (30, 40): Newton's step, with the unit matrix, is of length 50."""
+    lower = torch.tensor(lower, dtype=F64) if isinstance(lower, list) else lower
+    solver, params, slope = (
+        bx.lbfgsb(bx.Box(lower, upper)),
+        torch.zeros(2, dtype=F64),
+        torch.tensor([30.0, 40.0], dtype=F64),
+    )
+    _, state = solver.update(slope, solver.init(params), params, value=torch.tensor(0.0, dtype=F64))
+    torch.testing.assert_close(state.trial, -slope * length / 50)
+
+
+def test_each_problem_of_a_batch_has_a_first_step_of_its_own():
+    """One without a bound, one with two."""
+    slope = torch.tensor([30.0, 40.0], dtype=F64)
+    solver = bx.lbfgsb(bx.Box(-99.0, torch.tensor([[INF], [99.0]], dtype=F64)))
+    start = torch.zeros(2, 2, dtype=F64)
+    result = bx.minimize(lambda x: slope @ x, start, solver, batch_dims=1, max_steps=1)
+    torch.testing.assert_close(result.state.trial, torch.stack([-slope / 50, -slope]))
+
+
+@pytest.mark.parametrize(("size", "by_columns"), [(6, True), (7, False)])
+def test_short_problems_of_a_batch_are_columns(size, by_columns, monkeypatch):
+    calls = []
+    advance = ColumnStep.advance_all
+    monkeypatch.setattr(ColumnStep, "advance_all", lambda *args: calls.append(args) or advance(*args))
+    start = torch.zeros(3, size, dtype=F64)
+    result = bx.minimize(lambda x: (x - 1).square().sum(), start, bx.lbfgsb(memory=3), batch_dims=1)
+    assert result.converged.all()
+    assert bool(calls) is by_columns
+
+
+def at(function, step):
+    slope, value = torch.func.grad_and_value(function)(torch.tensor(step, dtype=F64))
+    return Point(torch.tensor(step, dtype=F64), value, slope)
+
+
+def search_with(limit=INF, width=INF):
+    start = start_search(*(torch.tensor(x, dtype=F64) for x in (0.0, -1.0, 1.0, limit)))
+    return start._replace(width=torch.tensor(width, dtype=F64))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 2.0), (1.25, 0.0), (-0.5, 4.0)])
+def test_inside_an_interval_the_line_search_goes_to_the_minimum_of_the_cubic(low, high):
+    cubic = lambda a: a**3 - 3 * a  # noqa: E731 - least at 1
+    ends = at(cubic, low), at(cubic, high)
+    assert float(next_step(ends[0], *ends, search_with())) == pytest.approx(1.0)
+    slow = search_with(width=abs(high - low))
+    assert float(next_step(ends[0], *ends, slow)) == pytest.approx((low + high) / 2)  # the cubic has not helped enough
+    infinite = ends[1]._replace(value=torch.tensor(INF, dtype=F64))
+    assert float(next_step(ends[0], ends[0], infinite, search_with())) == pytest.approx(low + (high - low) / 10)
+
+
+@pytest.mark.parametrize(
+    ("least", "limit", "expected"),
+    [(1.5, INF, 1.5), (0.6, INF, 1.05), (9.0, INF, 2.5), (-2.0, INF, 2.5), (1.5, 1.25, 1.25)],
+)
+def test_the_line_search_goes_on_to_the_minimum_of_the_cubic(least, limit, expected):
+    """From 0 through 0.5: 1.1 to 4 times as far again. A cubic that falls for ever is least at the far end."""
+    cubic = lambda a: a**3 / 3 - least * abs(least) * a  # noqa: E731
+    last, low = at(cubic, 0.0), at(cubic, 0.5)
+    if least < 0:
+        last, low = (point._replace(slope=torch.tensor(-1.0, dtype=F64), value=-point.step) for point in (last, low))
+    high = Point(*(torch.tensor(x, dtype=F64) for x in (INF, INF, 0.0)))
+    assert float(next_step(last, low, high, search_with(limit))) == pytest.approx(expected)
 
 
 def sigma_mix(a, low, high):

@@ -1,6 +1,8 @@
 """The driver: each problem of a batch to its own end, whatever the others do, and what it says of it."""
 
+import math
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 import boxopt as bx
 from boxopt.core import tree
 from boxopt.solve.solver import Iterate, first_iterate, make_solver, next_iterate, zero_like
+from boxopt.solve.step import Limits, status_of
 
 DTYPE = torch.float64
 
@@ -243,6 +246,25 @@ def test_other_tolerances():
     assert by_step.steps < by_value.steps
     assert run(max_steps=4).status == bx.Status.LIMIT
     assert run(max_steps=4).steps == 4
+
+
+@pytest.mark.parametrize("size", [0.25, 1.0, -3.0, 100.0])
+@pytest.mark.parametrize("kind", ["step", "value"])
+def test_tolerances_are_relative_above_one(size, kind):
+    limits = Limits(0.0, 0.0, 0.0, 9)._replace(**{f"{kind}_tol": 2.0**-10})
+
+    def status(share, accepted=(1, 2)):
+        shorter = size - math.copysign(share * 2.0**-10 * max(1.0, abs(size)), size)
+        old, new = first_iterate(torch.tensor([shorter], dtype=DTYPE)), first_iterate(torch.tensor([size], dtype=DTYPE))
+        old.accepted.fill_(accepted[0]), new.accepted.fill_(accepted[1])
+        old.value.fill_(shorter), new.value.fill_(size)
+        state = SimpleNamespace(iterate=new, stalled=torch.tensor(False))
+        return bx.Status(int(status_of(old, state, torch.tensor(3), limits)))
+
+    assert status(0.99) is bx.Status[kind.upper()]
+    assert status(1.01) is bx.Status.RUNNING
+    assert status(0.0, accepted=(2, 2)) is bx.Status.RUNNING  # nothing new was accepted
+    assert status(0.0, accepted=(0, 1)) is bx.Status.RUNNING  # there was nothing before it
 
 
 def test_stalled_and_limits_of_each_problem():

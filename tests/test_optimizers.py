@@ -290,3 +290,16 @@ def test_the_first_step_is_the_step_size_times_the_gradient_or_its_sign(name, pa
         torch.testing.assert_close(leaf, leaf.flatten()[:1].expand_as(leaf.flatten()).view_as(leaf))
         share = 0.1 if name in {"sgd", "lars"} else 1  # of the sum to which a gradient adds up with a momentum of 0.9
         assert name == "adafactor" or float(leaf.flatten()[0]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_adam_alone_with_its_defaults(nesterov):
+    gradients = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = bx.scale_by_adam(nesterov=nesterov), optax.scale_by_adam(nesterov=nesterov)
+    params = torch.zeros(3, dtype=torch.float64)
+    with jax.enable_x64(True):
+        state, their_state = ours.init(params), theirs.init(jnp.zeros(3))
+        for gradient in gradients:
+            updates, state = ours.update(gradient, state, params)
+            expected, their_state = theirs.update(jnp.asarray(gradient.numpy()), their_state)
+            np.testing.assert_allclose(updates.numpy(), np.asarray(expected), rtol=1e-12)

@@ -337,3 +337,20 @@ def test_bounds_leaf_by_leaf_in_a_donated_step():
     new, _ = bx.compile(step, donate_argnums=(0, 1), backend="aot_eager")(packed, tx.init(packed), gradients)
     assert unpack(new)["b"].tolist() == [-1.0, -1.0]
     assert unpack(new)["w"].tolist() == pytest.approx([-0.1] * 3)
+
+
+def test_bounds_of_leaves_keep_their_digits_in_double_precision():
+    """A bound of a leaf is a number that float32 does not hold."""
+    box = bx.Box({"a": 0.1, "b": None}, {"a": 0.7, "b": 0.3})
+    params = {"a": torch.tensor([-1.0, 1.0], dtype=torch.float64), "b": torch.tensor([1.0], dtype=torch.float64)}
+    packed, unpack = bx.pack(params)
+    projected = unpack(box.project(packed))
+    assert projected["a"].tolist() == [0.1, 0.7]
+    assert projected["b"].tolist() == [0.3]
+
+
+def test_bounds_of_each_member_of_stacked_parameters():
+    params = {"a": torch.full((3, 2), 9.0), "b": torch.full((3,), 9.0)}
+    upper = {"a": torch.arange(6.0).reshape(3, 2), "b": 0.5}
+    packed, unpack = bx.pack(params, batch_dims=1)
+    assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), {"a": upper["a"], "b": torch.full((3,), 0.5)})

@@ -109,3 +109,11 @@ def test_the_order_of_a_dict_does_not_matter():
     tx = bx.add_noise(1.0, 0.5)
     one, other = (tx.update(params, tx.init(params), params)[0] for params in (first, second))
     assert all(torch.equal(one[name], other[name]) for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_normal_numbers_have_the_dtype_that_is_asked_for(dtype):
+    numbers = normal(make_key(0), (5,), dtype)
+    assert numbers.dtype == dtype
+    if dtype != torch.float64:
+        assert torch.equal(numbers, normal(make_key(0), (5,), torch.float32).to(dtype))

@@ -85,7 +85,7 @@ def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search
     turns = slope * torch.where(high.step < low.step, -1.0, 1.0) >= 0
     new_high = _where(too_far, here, _where(turns, low, high))
     new_low = _where(too_far, low, here)
-    step = _next_step(low, new_low, new_high, search)
+    step = next_step(low, new_low, new_high, search)
 
     trials = search.trials + 1
     tiny = (step - new_low.step).abs() <= eps * step
@@ -94,7 +94,7 @@ def advance_search(search: Search, value: Tensor, slope: Tensor) -> tuple[Search
     return Search(step, search.limit, start, new_low, new_high, width, trials), accepted, failed
 
 
-def _next_step(last: Point, low: Point, high: Point, search: Search) -> Tensor:
+def next_step(last: Point, low: Point, high: Point, search: Search) -> Tensor:
     """Where to look next: beyond the last step, or inside the interval."""
     ahead = low.step - last.step
     beyond = _cubic_minimum(last, low)
