@@ -87,7 +87,7 @@ package: .venv/check
 	cd dist && venv/bin/python example.py && venv/bin/python -m boxopt --doctor
 
 bench: .venv/bench
-	for file in $(filter-out $(addprefix benchmarks/,measure.py cutest.py scoreboard.py endurance.py),$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
+	for file in $(filter-out $(addprefix benchmarks/,measure.py cutest.py scoreboard.py general.py endurance.py),$(wildcard benchmarks/*.py)); do $(RUN) $$file || exit 1; done
 
 # The problems need nothing of what the package that holds them does.
 .venv/scoreboard: | .venv/main

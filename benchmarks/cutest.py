@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -50,6 +50,41 @@ class Problem(NamedTuple):
         return float(np.abs(np.clip(point - gradient, self.lower, self.upper) - point).max())
 
 
+Constraints = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""From a point to values and their Jacobian."""
+
+
+class General(NamedTuple):
+    """Minimize a smooth function under constraints, from a start within the bounds.
+
+    Attributes:
+        evaluate: From a point to the value and the gradient there.
+        equality: What is to be 0; None if there is none.
+        inequality: What is to be at most 0; None if there is none.
+        start: Where to begin.
+        lower: Bounds, −inf where there is none.
+        upper: Bounds, inf where there is none.
+        size: How many constraints there are beside the bounds.
+    """
+
+    evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]]
+    equality: Constraints | None
+    inequality: Constraints | None
+    start: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    size: int
+
+    def violation(self, point: np.ndarray) -> float:
+        """By how much a constraint is missed at most."""
+        missed = [0.0]
+        if self.equality is not None:
+            missed += list(np.abs(self.equality(point)[0]))
+        if self.inequality is not None:
+            missed += list(self.inequality(point)[0])
+        return float(max(missed))
+
+
 class Trace(NamedTuple):
     """What a solver saw, evaluation by evaluation.
 
@@ -84,8 +119,55 @@ def names(largest: int) -> list[str]:
     return [row["problem_name"] for row in rows if int(row["dim"]) <= largest]
 
 
+def general_names(largest: int) -> list[str]:
+    """Hock and Schittkowski's problems with constraints other than bounds, with at most so many parameters.
+
+    Not those whose name ends in NE: systems of equations, without a loss.
+    """
+    with (_folder() / "probinfo_python.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["ptype"] not in ("u", "b") and int(row["dim"]) <= largest]
+    return [row["problem_name"] for row in rows if row["problem_name"][:2] == "HS" and row["problem_name"][-2:] != "NE"]
+
+
 def load(name: str) -> Problem:
     """A problem in the size that the package gives it."""
+    evaluate, start, lower, upper, _ = _load(name)
+    return Problem(name, evaluate, start, lower, upper)
+
+
+def load_general(name: str) -> General:
+    """A problem with constraints, likewise."""
+    evaluate, start, lower, upper, found = _load(name)
+    low, high = np.asarray(found.clower, float).ravel(), np.asarray(found.cupper, float).ravel()
+    equal = low == high
+    above, below = ~equal & (low > -1e20), ~equal & (high < 1e20)
+
+    def both(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, jacobian = found.cJx(point.reshape(-1, 1))
+        return _dense(values).ravel(), _dense(jacobian)
+
+    def equality(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, jacobian = both(point)
+        return values[equal] - low[equal], jacobian[equal]
+
+    def inequality(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, jacobian = both(point)
+        missed = np.concatenate([low[above] - values[above], values[below] - high[below]])
+        return missed, np.concatenate([-jacobian[above], jacobian[below]])
+
+    return General(
+        evaluate,
+        equality if equal.any() else None,
+        inequality if (above | below).any() else None,
+        start,
+        lower,
+        upper,
+        len(low),
+    )
+
+
+def _load(name: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
+    """The loss with its gradient, the start, the bounds, and the package's own object."""
     source = _folder() / "src"
     if "s2mpjlib" not in sys.modules:  # what the problems import by this name
         _module("s2mpjlib", source / "s2mpjlib.py")
@@ -97,10 +179,13 @@ def load(name: str) -> Problem:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # overflow, far away
             value, gradient = found.fgx(point.reshape(-1, 1))
-        gradient = gradient.toarray() if hasattr(gradient, "toarray") else np.asarray(gradient)
-        return float(np.asarray(value).item()), gradient.ravel()
+        return float(np.asarray(value).item()), _dense(gradient).ravel()
 
-    return Problem(name, evaluate, np.clip(np.asarray(found.x0, float).ravel(), lower, upper), lower, upper)
+    return evaluate, np.clip(np.asarray(found.x0, float).ravel(), lower, upper), lower, upper, found
+
+
+def _dense(values: Any) -> np.ndarray:
+    return values.toarray() if hasattr(values, "toarray") else np.asarray(values, float)
 
 
 def _folder() -> Path:
