@@ -34,6 +34,7 @@ RAISED = {
     "and the right-hand side (..., m), got (2, 3)": lambda: bx.nnls(X, torch.zeros(3)),
     "both are float32 or float64": lambda: bx.nnls(X.half(), torch.zeros(2).half()),
     "a lower bound is above the upper one": lambda: bx.bvls(X, torch.zeros(2), 1.0, 0.0),
+    "b1 of schedule_free is positive, got 0.0": lambda: bx.contrib.schedule_free_sgd(0.1, b1=0.0),
     "spg compares with the losses of at least one point": lambda: bx.spg(BOX, memory=0),
     "lbfgsb keeps at least one pair": lambda: bx.lbfgsb(BOX, memory=0),
     "projected_newton takes at least one conjugate-gradient step": lambda: bx.projected_newton(BOX, cg_steps=0),

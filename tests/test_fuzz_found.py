@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import boxopt as bx
 from tests.fuzz.check import check
 from tests.fuzz.programs import Program
 
@@ -17,6 +18,40 @@ FOUND = [
         ),
     ),
 ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("decreasing", [False, True])
+def test_order_after_large_updates(decreasing, dtype):
+    """Where an update is larger than the sum, not every number is one: an equal neighbour has to be passed."""
+    random = torch.Generator().manual_seed(0)
+    set_ = bx.sets.Monotone(decreasing)
+    start = set_.project((5 * torch.randn(2000, 4, generator=random)).to(dtype))
+    updates = set_.step(start, (30 * torch.randn(2000, 4, generator=random)).to(dtype))
+    gaps = (start + updates).diff()
+    assert bool((gaps <= 0 if decreasing else gaps >= 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_halfspaces_from_far_away(dtype):
+    """Along the normal, where what is left is small and its roundings are those of what is not."""
+    random = torch.Generator().manual_seed(0)
+    halfspace = bx.sets.Halfspace(-2.0, 0.5)
+    far = (1e4 * torch.randn(2000, 1, generator=random, dtype=torch.float64)).expand(-1, 40).to(dtype)
+    inside = halfspace.project(far)
+    assert float(halfspace.violation(inside.double())) == 0
+    moved = far[:, 0] < -1
+    assert bool(((inside[moved].double().sum(-1) * -2 - 0.5).abs() < 1e6 * torch.finfo(dtype).eps).all())
+
+
+def test_step_sizes_leave_packed_in_float64():
+    """A ball's barrier has a step size for each leaf here, of which 0.1 is no number of float32."""
+    params = {name: torch.tensor(value, dtype=torch.float64) for name, value in (("a", 0.3), ("b", 0.2), ("c", 0.1))}
+    ball = bx.chain(bx.sgd(0.1), bx.barrier(bx.sets.L2Ball(1.0), 0.01))
+    tx = bx.partition({"in": ball, "out": bx.sgd(0.1)}, {"a": "in", "b": "out", "c": "in"})
+    plain, packed = (each.update(params, each.init(params), params)[0] for each in (tx, bx.packed(tx)))
+    for name, update in plain.items():
+        torch.testing.assert_close(packed[name], update, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize(("mode", "program"), FOUND)

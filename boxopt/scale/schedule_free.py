@@ -11,7 +11,7 @@ from boxopt.core.combine import refuse_finished
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
-from boxopt.core.values import zero_count
+from boxopt.core.values import check_nonnegative, is_true, zero_count
 from boxopt.scale.moments import map_wide
 from boxopt.scale.scalars import maximum, ratio, scalar_like, step_size_times
 
@@ -63,7 +63,8 @@ def schedule_free(
         A transformation with a `ScheduleFreeState`; it takes the base's extra arguments.
 
     Raises:
-        ValueError: The base optimizer ends in a step-space transformation.
+        ValueError: The base optimizer ends in a step-space transformation, or β₁ is not positive: the average could not
+            be told from the parameters.
 
     Example:
         >>> import torch, boxopt as bx
@@ -79,6 +80,9 @@ def schedule_free(
         A. Defazio et al., "The road less scheduled", NeurIPS 2024; `optax.contrib.schedule_free`.
     """
     refuse_finished("schedule_free", base_optimizer)
+    check_nonnegative("b1", b1)
+    if is_true(b1 == 0):
+        raise ValueError(f"b1 of schedule_free is positive, got {b1!r}")
     base = on_leaves(base_optimizer)
     return GradientTransformation(
         bind(_schedule_free_init, base_optimizer=base, b1=b1),

@@ -117,11 +117,13 @@ class Halfspace(_OneRow, InteriorSet):
         offset, normal = hyper
         update = target - params
         sum_ = exact.rounded(params.detach() + exact.rounded(update))
-        outside = _excess(sum_, normal, offset).detach() > 0
+        excess = _excess(sum_, normal, offset).detach()
+        outside = excess > 0
         if exact.is_constant(update) and may_stop(update) and not bool(outside.any()):
             return update
         error = 4 * torch.finfo(params.dtype).eps * (normal.abs() * (params.abs() + target.abs())).sum(-1, keepdim=True)
-        inwards = _along(normal, None, precise(error).detach(), target)
+        # A target whose candidate was far away is off by roundings of that.
+        inwards = _along(normal, None, precise(error).detach() + excess, target)
         return torch.where(outside, (target - inwards) - params, update)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:

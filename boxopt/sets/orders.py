@@ -67,17 +67,34 @@ class Monotone(VectorSet):
         return exact.replaced(result, torch.cummax(result.detach(), -1).values).to(dtype)
 
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
-        """Where a rounded sum breaks the order, the update of the neighbour before is raised until it does not."""
+        """Where a rounded sum breaks the order, its update is raised until it does not."""
         update = target - params
-        sum_ = exact.rounded(params.detach() + exact.rounded(update))
-        ordered = torch.cummax(sum_.flip(-1) if self.decreasing else sum_, -1).values
-        ordered = ordered.flip(-1) if self.decreasing else ordered
-        return exact.replaced(update, torch.where(ordered == sum_, update, ordered - params))
+        fixed, rounded = params.detach(), exact.rounded(update)
+        if self.decreasing:
+            return exact.replaced(update, _in_order(rounded.flip(-1), fixed.flip(-1)).flip(-1))
+        return exact.replaced(update, _in_order(rounded, fixed))
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         gaps = x[..., :-1] - x[..., 1:]
         gaps = -gaps if self.decreasing else gaps
         return torch.cat([gaps, torch.zeros_like(x[..., :1])], -1).amax(-1).relu()
+
+
+@search("updates_in_order")
+def _in_order(update: Tensor, params: Tensor) -> Tensor:
+    """Updates whose rounded sums with the parameters are in order: those that are not are raised.
+
+    A raised sum may pass the next one, which is then raised in turn, n times at most.
+    """
+    for _ in range(update.shape[-1]):
+        total = params + update
+        least = torch.cummax(total, -1).values
+        if not (total < least).any():
+            break
+        raised = least - params
+        raised = torch.where(params + raised < least, exact.next_up(raised), raised)
+        update = torch.where(total < least, raised, update)
+    return update.clone()
 
 
 @search("isotonic_levels")

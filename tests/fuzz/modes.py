@@ -90,6 +90,9 @@ def packed(program, steps):
         raise Skipped("its state has other paths packed")
     plain = program.build(program.hypers)
     tx = bx.packed(plain)
+    dtypes = {x.dtype for x in pytree.tree_leaves(steps[0].params) if x is not None}
+    if len(dtypes) > 1 and any(".iterate." in f".{name}" for name in bx.state_to_dict(steps[0].new_state)):
+        raise Skipped("a solver's vectors have their numbers in another order")
     for number, step in enumerate(steps):
         if number == 0:
             state = clearly(tx.init, step.params)

@@ -143,9 +143,17 @@ class Program:
 
     @property
     def tame(self):
-        """Whether gradients and strengths are such that nothing overflows: many an entry divides by a strength."""
+        """Whether gradients and strengths are such that nothing overflows: many an entry divides by a strength.
+
+        Nor is there a barrier in a box that is a point, where it is infinite.
+        """
         strong = "entry(" in self.transformation and not all(1e-12 <= h.mu <= 1e12 for h in self.hypers)
-        return not strong and all(kind not in ("nan", "inf") and 1e-4 <= size <= 100 for kind, size in self.gradients)
+        walled = "barrier" in self.transformation and any(h.lower == h.upper for h in self.hypers)
+        return (
+            not strong
+            and not walled
+            and all(kind not in ("nan", "inf") and 1e-4 <= size <= 100 for kind, size in self.gradients)
+        )
 
 
 def _gradient(kind, scale, x, seed):
