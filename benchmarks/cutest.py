@@ -234,16 +234,31 @@ def run_boxopt(
 ) -> Trace:
     """A solver of ours, fed with NumPy's numbers: no loop of ours needs to see the function."""
     record = _Recorder(problem)
-    method = solver(bx.Box(torch.tensor(problem.lower), torch.tensor(problem.upper)))
-    state = method.init(torch.tensor(problem.start))
-    for _ in range(limit):
-        value, gradient = record(state.trial.numpy())
-        _, state = method.update(
-            torch.tensor(gradient), state, state.trial, value=torch.tensor(value, dtype=torch.float64)
-        )
-        if state.iterate.optimality <= tol or state.stalled:
-            break
+    iterate(solver(box_of(problem)), record, problem.start, tol, limit)
     return record.trace
+
+
+def box_of(problem: Problem | General) -> bx.Box:
+    """The bounds of a problem as a set."""
+    return bx.Box(torch.tensor(problem.lower), torch.tensor(problem.upper))
+
+
+def iterate(
+    method: bx.GradientTransformation,
+    evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    tol: float,
+    limit: int,
+) -> tuple[np.ndarray, int]:
+    """The point that a solver of ours comes to, and after how many evaluations."""
+    state: Any = method.init(torch.tensor(start))
+    count = 0
+    while count < limit and not (state.iterate.optimality <= tol or state.stalled):
+        value, gradient = evaluate(state.trial.numpy())
+        told = torch.tensor(value, dtype=torch.float64)
+        _, state = method.update(torch.tensor(gradient), state, state.trial, value=told)
+        count += 1
+    return state.iterate.params.numpy(), count
 
 
 def run_scipy(problem: Problem, tol: float, limit: int) -> Trace:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 import torch
-from cutest import General, general_names, load_general
+from cutest import General, box_of, general_names, iterate, load_general
 from torch import Tensor
 
 import boxopt as bx
@@ -68,16 +68,10 @@ def run_boxopt(solver: Callable[..., bx.GradientTransformation], problem: Genera
     def of(function: Any) -> Callable[[Tensor], Tensor] | None:
         return None if function is None else lambda point: Constraint.apply(point, function)[0]
 
-    box = bx.Box(torch.tensor(problem.lower), torch.tensor(problem.upper))
-    method = bx.augmented_lagrangian(solver(box), equality=of(problem.equality), inequality=of(problem.inequality))
-    state: Any = method.init(torch.tensor(problem.start))
-    count = 0
-    while count < limit and not (state.iterate.optimality <= 1e-6 or state.stalled):
-        value, gradient = problem.evaluate(state.trial.numpy())
-        told = torch.tensor(value, dtype=torch.float64)
-        _, state = method.update(torch.tensor(gradient), state, state.trial, value=told)
-        count += 1
-    point = state.iterate.params.numpy()
+    method = bx.augmented_lagrangian(
+        solver(box_of(problem)), equality=of(problem.equality), inequality=of(problem.inequality)
+    )
+    point, count = iterate(method, problem.evaluate, problem.start, 1e-6, limit)
     return Found(problem.evaluate(point)[0], problem.violation(point), count)
 
 

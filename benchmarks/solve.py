@@ -13,6 +13,7 @@ the tolerance, whoever says so.
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 import warnings
@@ -221,6 +222,30 @@ def timed(call: Callable[[], Any], rounds: int = 1) -> tuple[float, Any]:
         result = call()
         times.append(time.perf_counter() - start)
     return statistics.median(times), result
+
+
+def section_million(count: int) -> None:
+    """A million problems in float32; first of all, as the peak of memory is the process's."""
+    million = 1_000_000
+    random = torch.Generator().manual_seed(0)
+    upper = 0.5 + torch.rand(million, SIZE, generator=random)
+    start = 2.5 * torch.rand(million, SIZE, generator=random) - 2
+    loss = rosenbrock(1, np.random.default_rng(0)).torch
+    solve = partial(bx.minimize, loss, batch_dims=1, tol=1e-2)
+    solve(start[:100], solver=bx.lbfgsb(bx.Box(-2.0, upper[:100])))
+    before = peak()
+    seconds, result = timed(partial(solve, start, solver=bx.lbfgsb(bx.Box(-2.0, upper))))
+    print(f"\n## {million} Rosenbrock problems with {SIZE} parameters in float32, eager, to 1e-2\n")
+    print(
+        f"at most {peak():.2f} GiB, {before:.2f} before; {seconds:.0f} s, "
+        f"{result.steps.double().mean():.0f} evaluations each, {result.converged.double().mean():.1%} solved",
+        flush=True,
+    )
+
+
+def peak() -> float:
+    """The most memory that the process has had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def section_batches(count: int) -> None:

@@ -558,16 +558,11 @@ def _on_leaves_step_size(state: Any, step_size: Any, *, transformation: Gradient
     return transformation.step_size(state, _unpacked_prefix(step_size))
 
 
-def _number(value: Any) -> Tensor:
-    """A number as a tensor, in float64: in torch's default dtype it would be rounded."""
-    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float64)
-
-
 def _unpacked_prefix(step_size: Any) -> Any:
     if not isinstance(step_size, Packed):
         return step_size
     whole = {
-        name: b if isinstance(b, Tensor) and b.ndim else _number(b).expand(step_size.layout.local_length(name))
+        name: b if isinstance(b, Tensor) and b.ndim else _as_tensor(b, None).expand(step_size.layout.local_length(name))
         for name, b in step_size.buffers.items()
     }
     return Packed(whole, step_size.layout).unpack()

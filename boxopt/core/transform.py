@@ -129,7 +129,7 @@ def is_elementwise(transformation: GradientTransformation) -> bool:
     declared = getattr(getattr(update, "func", update), "elementwise", None)
     if declared is None:
         return any(True for _ in members(transformation))
-    bound = update.keywords.values() if isinstance(update, partial) else ()
+    bound = bound_in(update).values()
     return declared and all(getattr(value, "separable", True) for value in bound)
 
 
@@ -152,6 +152,11 @@ def no_state(params: Any) -> EmptyState:
 def bind(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """``functools.partial``, typed loosely: a partial function does not keep the type variables of a protocol."""
     return partial(function, *arguments, **named)
+
+
+def bound_in(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword arguments that `bind` has bound in a function."""
+    return function.keywords if isinstance(function, partial) else {}
 
 
 def identity() -> GradientTransformation:
@@ -252,7 +257,7 @@ def accepted(transformation: GradientTransformation) -> frozenset[str] | None:
     function of the user's with ``**extra`` takes anything.
     """
     update = transformation.update
-    bound = update.keywords if isinstance(update, partial) else {}
+    bound = bound_in(update)
     own = _keyword_arguments(update)
     if own is not None:
         return own
@@ -290,7 +295,7 @@ def describe(value: Any) -> str:
         return repr(function) if function.ndim == 0 else f"Tensor{list(function.shape)}"
     if not callable(function) or isinstance(function, type):
         return repr(function)
-    bound = function.keywords if isinstance(function, partial) else {}
+    bound = bound_in(function)
     plain = function.func if isinstance(function, partial) else function
     if not isinstance(plain, FunctionType):
         return repr(plain)

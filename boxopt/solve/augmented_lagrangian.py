@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.transform import GradientTransformation, accepted, bind, finished
+from boxopt.core.transform import GradientTransformation, accepted, bind, bound_in, finished
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
 from boxopt.sets.base import ConstraintSet
@@ -152,14 +151,13 @@ def augmented_lagrangian(
         check_nonnegative("penalty", penalty)
     constraint = constraint_of(solver)
     bound = {"solver": solver, "equality": equality, "inequality": inequality}
-    keywords = solver.update.keywords if isinstance(solver.update, partial) else {}
     return GradientTransformation(
         bind(_lagrangian_init, **bound),
         bind(
             _lagrangian_update,
             **bound,
             constraint=Box() if constraint is None else constraint,
-            strictly=keywords.get("strictly", False),
+            strictly=bound_in(solver.update).get("strictly", False),
             first_penalty=penalty,
             limit=inner_steps,
         ),

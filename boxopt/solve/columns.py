@@ -8,7 +8,6 @@ rows, and kernels need not know how long a vector is. What is left to ``vmap`` i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.func import vmap
 
 from boxopt.core import tree
 from boxopt.core.search import search
+from boxopt.core.transform import bound_in
 from boxopt.sets.box import Box
 from boxopt.solve.batching import Slot, put_together
 from boxopt.solve.solver import Within, finite
@@ -53,11 +53,6 @@ class ColumnStep(Step):
             rounded = vmap(lambda trial: self.flat.ravel(self.flat.unravel(trial)))(transposed(state.trial))
             state = state._replace(trial=transposed(rounded))
         return next_run(run, state, setting.limits, all_running)
-
-
-def bound_in(function: Any) -> dict[str, Any]:
-    """The keyword arguments bound in a function."""
-    return function.keywords if isinstance(function, partial) else {}
 
 
 @search("transposed", result=lambda shape: (*shape[:-2], shape[-1], shape[-2]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -69,10 +69,8 @@ class Pool:
             self._load(torch.arange(self.count - self.waiting, device=step.flat.device))
         elif compiled:
             self._run = [leaf.clone() for leaf in self._all]  # to be written over, each by itself
-        dims_of_batch = dims if self._is_batch else None
-        self._advance = _on_leaves(step, self._layout, dims_of_batch)
-        self._advance_all = None if compiled else _on_leaves(step, self._layout, dims_of_batch, all_running=True)
-        self._all_running = False  # whether that is known
+        self._advance = _on_leaves(step, self._layout, dims if self._is_batch else None)
+        self._all_running = False  # whether that is known; a compiled step does not ask
         if compiled:
             kinds = tuple((leaf.dtype, leaf.device, leaf.shape) for leaf in (*self._run, *self._tensors))
             structure = tree.flatten(self._layout)[1]
@@ -118,8 +116,8 @@ class Pool:
 
     def advance(self) -> None:
         """One evaluation and one update of each problem that has a place."""
-        advance = self._advance_all if self._all_running and self._advance_all else self._advance
-        self._run, self._all_running = advance(self._run, self._tensors), False
+        known = (True,) if self._all_running else ()
+        self._run, self._all_running = self._advance(self._run, self._tensors, *known), False
 
     def turn_over(self, running: int) -> None:
         """Give the places of problems that have stopped to others; if none wait, have fewer places.
@@ -127,7 +125,7 @@ class Pool:
         Args:
             running: How many of those on places run.
         """
-        self._all_running = running == self.status.numel()
+        self._all_running = not self._places and running == self.status.numel()
         if not self._is_batch:
             return
         status = self.status
@@ -164,7 +162,6 @@ class Pool:
         self._tensors = [select(leaf, dim) for leaf, dim in zip(self._all_tensors, self._dims, strict=True)]
         self._rows = rows
         self.status[len(rows) :] = int(Status.LIMIT)
-        self._all_running = not left_over
 
     def result(self) -> Run:
         """All problems, in their order."""
@@ -179,21 +176,19 @@ def _laid_out(layout: Any, leaves: list[Tensor]) -> Any:
     return tree.map(lambda place: leaves[place], layout)
 
 
-def _on_leaves(
-    step: Step, layout: Any, dims: list[int | None] | None, all_running: bool = False
-) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
-    """A step as a function of the leaves of a run; of a batch if there are dimensions."""
+def _on_leaves(step: Step, layout: Any, dims: list[int | None] | None) -> Callable[..., list[Tensor]]:
+    """A step as a function of the leaves of a run, of a batch if there are dimensions; and of whether all run."""
 
-    def advance(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    def advance(leaves: list[Tensor], tensors: list[Tensor], all_running: bool = False) -> list[Tensor]:
         return tree.leaves(step.advance(_laid_out(layout, leaves), tensors, all_running))
 
     if dims is None:
         return advance
-    if not isinstance(step, ColumnStep):
-        return vmap(advance, in_dims=(0, dims))
 
-    def advance_all(leaves: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-        return tree.leaves(step.advance_all(_laid_out(layout, leaves), tensors, dims, all_running))
+    def advance_all(leaves: list[Tensor], tensors: list[Tensor], all_running: bool = False) -> list[Tensor]:
+        if isinstance(step, ColumnStep):
+            return tree.leaves(step.advance_all(_laid_out(layout, leaves), tensors, dims, all_running))
+        return vmap(partial(advance, all_running=all_running), in_dims=(0, dims))(leaves, tensors)
 
     return advance_all
 

@@ -16,14 +16,13 @@ with one difference: ``params`` are *trials*. The best point is in ``state.itera
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from boxopt.core import tree
-from boxopt.core.transform import GradientTransformation, bind, finished
+from boxopt.core.transform import GradientTransformation, bind, bound_in, finished
 from boxopt.core.types import P
 from boxopt.sets.base import ConstraintSet, expect_set
 from boxopt.solve.flat import Flat
@@ -184,7 +183,7 @@ def state_after(solver: GradientTransformation, flat: Flat, gradients: Any, stat
         state: The solver's state.
         extra: What its ``update`` takes beside them.
     """
-    bound = solver.update.keywords if isinstance(solver.update, partial) else {}
+    bound = bound_in(solver.update)
     if "advance" not in bound:
         return solver.update(gradients, state, flat.unravel(state.trial), **extra)[1]
     options = bound["options"] | {name: extra[name] for name in extra if name != "value"}
