@@ -275,33 +275,23 @@ def test_ctrl_c_at_any_time_in_a_compiled_loop():
     step = bx.compile(count, donate_argnums=(0, 1))
     results = step({"a": torch.zeros(50_000), "b": torch.zeros(3)}, torch.zeros(()))
     results = step(*results)
-    armed, caught, draw, lost = threading.Event(), threading.Event(), random.Random(0), 0
-
-    def interrupt():
-        for _ in range(100):
-            armed.wait()
-            armed.clear()
-            time.sleep(draw.uniform(0, 0.002))
-            os.kill(os.getpid(), signal.SIGINT)
-            while not caught.wait(1.0):  # Python drops an interrupt that comes in a callback of C
-                os.kill(os.getpid(), signal.SIGINT)
-            caught.clear()
-
-    usual, thread = signal.getsignal(signal.SIGINT), threading.Thread(target=interrupt, daemon=True)
-    thread.start()
+    usual, draw, lost = signal.getsignal(signal.SIGINT), random.Random(0), 0
     for _ in range(100):
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012  (anywhere in the loop)
-            armed.set()
-            while True:
-                results = step(*results)
-        caught.set()
+            while True:  # Python drops an interrupt that comes in a callback of C: then there is another
+                sender = threading.Timer(draw.uniform(0, 0.002), os.kill, (os.getpid(), signal.SIGINT))
+                sender.start()
+                end = time.monotonic() + 1
+                while time.monotonic() < end:
+                    results = step(*results)
+                sender.join()  # it has sent its one
+        sender.join()
         params, state = results
         if is_consumed(state):  # it came between the step's return and the assignment
             lost += 1
             results = {"a": torch.zeros(50_000), "b": torch.zeros(3)}, torch.zeros(())
         else:
             assert all((leaf == state).all() for leaf in pytree.tree_leaves(params))
-    thread.join()
     assert lost <= 4
     assert signal.getsignal(signal.SIGINT) is usual
 
