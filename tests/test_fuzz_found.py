@@ -17,6 +17,10 @@ FOUND = [
             "{'a': leaf(()), 'z': None}",
         ),
     ),
+    (
+        "tensors",  # the step size of the low-rank gradients has not the shape of the leaf's
+        Program("bx.chain(bx.scale_by_adam(), C.galore(0.1, 1), bx.barrier(bx.Box(0.0, 1.0), 0.1))", "leaf((0, 3))"),
+    ),
 ]
 
 

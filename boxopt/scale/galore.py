@@ -147,14 +147,13 @@ def _galore_update(
 
 
 def _galore_step_size(state: GaLoreState, step_size: Any, *, base: GradientTransformation, scale: Scalar) -> Any:
-    def size(basis: Tensor, outer: Any, full: Any) -> Any:
-        return exact.like(scale, basis) * outer if basis.ndim else full
+    def size(basis: Tensor, inner: Any, outer: Any) -> Any:
+        if basis.ndim:  # that of the low-rank gradients has another shape
+            return exact.like(scale, basis) * outer
+        return sharded.like(inner, outer) * outer
 
-    inner = base.step_size(state.base_optimizer_state, 1.0)
-    sizes = tree.expand(inner, state.projector)
-    outer = tree.expand(step_size, state.projector)
-    both = tree.map(lambda _, one, other: sharded.like(one, other) * other, state.projector, sizes, outer)
-    return tree.map(size, state.projector, outer, both)
+    inner = tree.expand(base.step_size(state.base_optimizer_state, 1.0), state.projector)
+    return tree.map(size, state.projector, inner, tree.expand(step_size, state.projector))
 
 
 def _projected(values: Any, projector: Any, dims: Any) -> Any:
