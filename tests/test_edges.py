@@ -155,12 +155,9 @@ def attempts(members, step):
     yield lambda y: members.project(y, step)
     yield lambda y: members.step(torch.zeros_like(y), y, step)
     yield lambda y: vmap(lambda one: members.project(one[None])[0])(y)
-    try:
-        members.prox_barrier(step, 0.1)
-    except NotImplementedError:
-        return
-    yield lambda y: members.prox_barrier(y, 0.1)
-    yield lambda y: members.prox_barrier(y, 0.1 * step)
+    if members.offers("prox_barrier"):
+        yield lambda y: members.prox_barrier(y, 0.1)
+        yield lambda y: members.prox_barrier(y, 0.1 * step)
 
 
 @pytest.mark.parametrize("entry", [e for e in SETS if e.name not in FINITE_ONLY], ids=str)

@@ -41,7 +41,7 @@ RAISED = {
     "interior_point takes at least one conjugate-gradient step": lambda: bx.interior_point(BOX, cg_steps=0),
     "interior_point is for a box, got Simplex": lambda: bx.interior_point(bx.sets.Simplex()),
     "fista takes a set, then a regularizer; got float for the set": lambda: bx.fista(0.1),
-    "Hyperplane has no linear minimizer, which": lambda: bx.frank_wolfe(bx.sets.Hyperplane(torch.ones(2), 1.0)),
+    "expected a set that offers linear_minimizer, got": lambda: bx.frank_wolfe(bx.sets.Hyperplane(torch.ones(2), 1.0)),
     "prox takes a regularizer, got Box; a set is for `project`": lambda: bx.prox(BOX),
     "sync_period is at least 1": lambda: bx.lookahead(ADAM, 0, 0.5),
     "k is at least 1": lambda: bx.apply_every(0),

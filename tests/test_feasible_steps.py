@@ -159,7 +159,7 @@ def test_linear_minimizers_of_matrix_balls(ball, shape):
 
 
 def test_frank_wolfe_refuses_what_it_cannot_do():
-    with pytest.raises(TypeError, match="Affine has no linear minimizer"):
+    with pytest.raises(TypeError, match="offers linear_minimizer, got Affine"):
         bx.frank_wolfe(S.Affine(torch.ones(1, 3), torch.ones(1)))
     with pytest.raises(ValueError, match="got both"):
         bx.frank_wolfe(bx.Box(0.0, 1.0), 0.1, lipschitz=1.0)

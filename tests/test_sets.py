@@ -126,12 +126,10 @@ def test_a_member_that_is_not_finite_touches_no_other(entry):
     x[1].view(-1)[0] = torch.nan
     functions = [members.project, lambda x: members.project(x, step[0]), members.violation]
     inside = members.project(draw(entry.shape, 1))
-    functions += [members.linear_minimizer, lambda x: members.tangent(inside, x)]
+    functions += [members.linear_minimizer] if members.offers("linear_minimizer") else []
+    functions += [lambda x: members.tangent(inside, x)] if members.offers("tangent") else []
     for function in functions:
-        try:
-            expected = function(x[2])
-        except NotImplementedError:
-            continue
+        expected = function(x[2])
         together, tracked = vmap(function)(x), vmap(function)(x.clone().requires_grad_())
         torch.testing.assert_close(together[2], expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(tracked[2].detach(), expected, rtol=1e-9, atol=1e-9)
@@ -278,15 +276,39 @@ def test_dim_names_the_vectors(entry):
     assert kind(**fields).project(torch.zeros(0, 4)).shape == (0, 4)
 
 
+TAKES = {
+    "tangent": bx.tangent,
+    "linear_minimizer": bx.frank_wolfe,
+    "prox_barrier": lambda members: bx.barrier(members, 0.1),
+    "barrier_gradient": lambda members: bx.add_barrier(members, 0.1),
+}
+
+
+@pytest.mark.parametrize("operation", TAKES)
+@every_set
+def test_what_a_set_does_not_offer_is_refused_at_once(entry, operation):
+    members = entry.build(Numbers())
+    x = members.project(draw(entry.shape, 1))
+    try:
+        getattr(members, operation)(*(x, x)[: 2 if operation in ("tangent", "prox_barrier") else 1])
+    except NotImplementedError:
+        assert not members.offers(operation)
+        assert not bx.sets.ByPath({"a": bx.Box(0.0, 1.0), "b": members}).offers(operation)
+        with pytest.raises(TypeError, match=f"expected a set that offers {operation}, got {type(members).__name__}"):
+            TAKES[operation](members)
+    else:
+        assert members.offers(operation)
+        assert bx.sets.ByPath({"a": bx.Box(0.0, 1.0), "b": members}).offers(operation)
+
+
 @every_set
 def test_tangent_direction_leads_inside(entry):
     members = entry.build(Numbers())
     x = members.project(draw(entry.shape, 15, 3.0))
     gradient = draw(entry.shape, 16)
-    try:
-        direction = -members.tangent(x, gradient)
-    except NotImplementedError:
+    if not members.offers("tangent"):
         pytest.skip("has no tangent")
+    direction = -members.tangent(x, gradient)
     small = 1e-6
     assert float(members.violation(x + small * direction)) <= 1e-9
     assert ((-gradient - direction) * direction).sum() >= -1e-9  # what was dropped does not oppose what is left
@@ -296,10 +318,9 @@ def test_tangent_direction_leads_inside(entry):
 def test_linear_minimizer_is_least(entry):
     members = entry.build(Numbers())
     gradient = draw(entry.shape, 17)
-    try:
-        least = members.linear_minimizer(gradient)
-    except NotImplementedError:
+    if not members.offers("linear_minimizer"):
         pytest.skip("has no linear minimizer")
+    least = members.linear_minimizer(gradient)
     if not torch.isfinite(least).all():
         pytest.skip("unbounded")
     assert float(members.violation(least)) <= max(allowed(entry, torch.float64), 1e-14)

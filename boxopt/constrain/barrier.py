@@ -37,7 +37,7 @@ def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransfor
         A step-space transformation. Its state is a `CountState` if ``mu`` is a schedule, and empty otherwise.
 
     Raises:
-        TypeError: The constraint is not a set.
+        TypeError: The constraint is not a set, or has no barrier.
         ValueError, TypeError: ``mu`` is negative; or, in ``init``, the set does not fit the parameters.
 
     Example:
@@ -51,7 +51,7 @@ def barrier(constraint: ConstraintSet, mu: ScalarOrSchedule) -> GradientTransfor
         G. Chierchia, E. Chouzenoux, P. L. Combettes and J.-C. Pesquet, The proximity operator repository; the method of
         solution is that of `boxopt.sets.log_barrier`.
     """
-    expect_set(constraint)
+    expect_set(constraint, "prox_barrier")
     check_nonnegative("mu", mu)
     return on_leaves(
         GradientTransformation(
@@ -93,7 +93,7 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
         A gradient-space transformation. Its state is a `CountState` if ``mu`` is a schedule, and empty otherwise.
 
     Raises:
-        TypeError: The constraint is not a set.
+        TypeError: The constraint is not a set, or has no barrier.
         ValueError, TypeError: ``mu`` is negative; or, in ``init``, the set does not fit the parameters.
 
     Example:
@@ -107,7 +107,7 @@ def add_barrier(constraint: ConstraintSet, mu: ScalarOrSchedule, relax: Scalar =
         C. Feller and C. Ebenbauer, "Relaxed logarithmic barrier function based model predictive control of linear
         systems", IEEE Transactions on Automatic Control 62(3), 2017.
     """
-    expect_set(constraint)
+    expect_set(constraint, "barrier_gradient")
     check_nonnegative("mu", mu)
     check_nonnegative("relax", relax)
     return on_leaves(

@@ -11,7 +11,7 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import EmptyState, GradientTransformation, bind, elementwise, finished
 from boxopt.core.types import P, Scalar, ScalarOrSchedule
 from boxopt.core.values import advance, check_nonnegative, current, init_scheduled, is_true
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 
 def frank_wolfe(
@@ -43,7 +43,7 @@ def frank_wolfe(
         schedule, and empty otherwise.
 
     Raises:
-        TypeError: The set has no linear minimizer.
+        TypeError: The constraint is not a set, or has no linear minimizer.
         ValueError: Both ``step_size`` and ``lipschitz`` are given, or one of them is negative; or, in ``init``, the set
             is unbounded or does not fit the parameters; the message names the leaf.
 
@@ -59,8 +59,7 @@ def frank_wolfe(
         M. Frank and P. Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 3, 1956;
         M. Jaggi, "Revisiting Frank–Wolfe: projection-free sparse convex optimization", ICML 2013.
     """
-    if type(constraint).linear_minimizer is ConstraintSet.linear_minimizer:
-        raise TypeError(f"{type(constraint).__name__} has no linear minimizer, which frank_wolfe needs")
+    expect_set(constraint, "linear_minimizer")
     if lipschitz is not None:
         if step_size is not None:
             raise ValueError("frank_wolfe takes a step size or a Lipschitz constant, got both")

@@ -7,7 +7,6 @@ from boxopt.constrain.tangent import tangent
 from boxopt.core.combine import chain
 from boxopt.core.transform import GradientTransformation
 from boxopt.sets.base import ConstraintSet, expect_set
-from boxopt.sets.intersection import ByPath
 
 
 def projected(
@@ -49,12 +48,6 @@ def projected(
         `tangent` and `project`.
     """
     expect_set(constraint)
-    if deterministic and _has_tangent(constraint):
+    if deterministic and constraint.offers("tangent"):
         return chain(tangent(constraint), optimizer, project(constraint))
     return chain(optimizer, project(constraint))
-
-
-def _has_tangent(constraint: ConstraintSet) -> bool:
-    if isinstance(constraint, ByPath):
-        return all(_has_tangent(member) for member in constraint.sets.values())
-    return type(constraint).tangent is not ConstraintSet.tangent

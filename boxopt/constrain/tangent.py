@@ -26,7 +26,7 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
         A gradient-space transformation without state.
 
     Raises:
-        TypeError: The constraint is not a set.
+        TypeError: The constraint is not a set, or has no tangent.
         ValueError, TypeError: In ``init``, the set does not fit the parameters; the message names the leaf.
 
     Example:
@@ -40,7 +40,7 @@ def tangent(constraint: ConstraintSet) -> GradientTransformation:
         P. H. Calamai and J. J. Moré, "Projected gradient methods for linearly constrained problems", Mathematical
         Programming 39, 1987.
     """
-    expect_set(constraint)
+    expect_set(constraint, "tangent")
     return on_leaves(
         GradientTransformation(
             bind(_constraint_init, constraint=constraint), bind(_tangent_update, constraint=constraint)

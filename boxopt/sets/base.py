@@ -12,18 +12,20 @@ from boxopt.core.transform import apply_updates
 P = TypeVar("P")
 
 
-def expect_set(value: Any) -> None:
-    """Raise a ``TypeError`` that says what a set looks like, where something else is given."""
+def expect_set(value: Any, operation: str | None = None) -> None:
+    """Raise a ``TypeError`` where something else than a set is given, or a set that lacks what is asked of it."""
     if not isinstance(value, ConstraintSet):
         raise TypeError(
             f"expected a constraint set, such as bx.Box(0.0, 1.0), got {type(value).__name__} {value!r:.60}"
         )
+    if operation is not None and not value.offers(operation):
+        raise TypeError(f"expected a set that offers {operation}, got {value!r:.60}")
 
 
 class ConstraintSet:
     """A closed convex set of parameter trees: a small, immutable pytree of numbers and tensors.
 
-    Its numbers can be batched by ``vmap``, differentiated and learned. Methods that a set cannot offer raise
+    Its numbers can be batched by ``vmap``, differentiated and learned. Methods that a set does not offer raise
     ``NotImplementedError``. ``params``, ``x``, ``y`` and ``gradients`` are trees of one structure.
     """
 
@@ -34,6 +36,10 @@ class ConstraintSet:
     def coordinatewise(self) -> bool:
         """Whether the set constrains each number by itself, also where it has to be given whole leaves."""
         return self.separable
+
+    def offers(self, operation: str) -> bool:
+        """Whether the set has a method that not all sets have: ``"tangent"``, ``"barrier"``, ``"prox_barrier"``, …"""
+        return getattr(type(self), operation) is not getattr(ConstraintSet, operation)
 
     def check(self, params: Any) -> None:
         """Raise a ``ValueError`` or ``TypeError``, naming the leaf, if the set does not fit these parameters."""

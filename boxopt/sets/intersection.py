@@ -194,6 +194,9 @@ class ByPath(ConstraintSet):
     def coordinatewise(self) -> bool:
         return all(member.coordinatewise for member in self.sets.values())
 
+    def offers(self, operation: str) -> bool:
+        return super().offers(operation) and all(member.offers(operation) for member in self.sets.values())
+
     def check(self, params: Any) -> None:
         params = params.unpack() if isinstance(params, Packed) else params
         tree.check_parameters(params)

@@ -11,7 +11,7 @@ from torch import Tensor
 from boxopt.core import sharded, tree
 from boxopt.core.transform import GradientTransformation, bind, is_elementwise, members
 from boxopt.core.types import P
-from boxopt.sets.base import ConstraintSet
+from boxopt.sets.base import ConstraintSet, expect_set
 
 
 class FreezeActiveState(NamedTuple):
@@ -59,6 +59,7 @@ def freeze_active(transformation: GradientTransformation, constraint: Constraint
         >>> bx.tree_get(state, "count"), bx.tree_get(state, "mu")
         (tensor([0, 1]), tensor([0.0000, 0.3000]))
     """
+    expect_set(constraint, "tangent")
     if not constraint.coordinatewise:
         raise ValueError(f"{type(constraint).__name__} does not constrain each number by itself; a box does")
     if not _by_itself(transformation):

@@ -38,7 +38,7 @@ def clearly(function, *arguments):
 
 
 def reference(program: Program) -> list[Step]:
-    """The steps in eager mode, and the laws that one run shows."""
+    """The steps in eager mode, and the laws that one run shows. What does not fit is refused before the first."""
     params = clearly(program.start)
     if program.lands:
         _feasible(program, params, params, "start")
@@ -50,7 +50,7 @@ def reference(program: Program) -> list[Step]:
         gradients = program.gradient(number, params)
         arguments = (gradients, state, params)
         before, unchanged = pytree.tree_map(clone, arguments), versions(arguments)
-        updates, new = _updated(tx, arguments, number == 0)
+        updates, new = tx.update(*arguments)
         if versions(arguments) != unchanged:
             raise Finding("an argument was mutated")
         same(arguments, before, "arguments after the update")
@@ -70,16 +70,6 @@ def reference(program: Program) -> list[Step]:
         if not finite(params):
             break
     return steps
-
-
-def _updated(tx, arguments, is_first):
-    """The results. What does not fit is refused before, by the constructor or `init`; what a set lacks, here."""
-    try:
-        return tx.update(*arguments)
-    except NotImplementedError as error:
-        if is_first:
-            raise Refused(str(error)) from error
-        raise
 
 
 def _from_far(program, params, updates):
