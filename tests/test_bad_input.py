@@ -1,5 +1,6 @@
 """Law 8: each kind of bad input, and the message, which names the leaf, what came and what was expected."""
 
+import inspect
 import math
 
 import numpy as np
@@ -245,3 +246,49 @@ def test_matrices_without_entries(members):
             bx.project(members).init({"w": torch.zeros(shape)})
     none = torch.zeros(0, 3, 3)
     assert bx.project(members).update(none, bx.project(members).init(none), none)[0].shape == none.shape
+
+
+NEEDED = {
+    "constraint": bx.sets.Simplex(),
+    "transformation": bx.sgd(0.1),
+    "base_optimizer": bx.sgd(0.1),
+    "fast_optimizer": bx.sgd(0.1),
+    "equality": torch.sum,
+    "init_step": ("distance", 0.1),
+    "seed": 0,
+    "rank": 1,
+    "max_linesearch_steps": 5,
+    "sync_period": 2,
+}
+SCALARS = [
+    pytest.param(make, name, id=f"{make.__name__}-{name}")
+    for make in (vars(bx) | vars(bx.contrib)).values()
+    if inspect.isfunction(make) and str(inspect.signature(make).return_annotation) == "GradientTransformation"
+    for name, parameter in inspect.signature(make).parameters.items()
+    if str(parameter.annotation).startswith("Scalar")
+]
+
+
+@pytest.mark.parametrize(("make", "name"), sorted(SCALARS, key=lambda each: each.id))
+def test_hyperparameters_that_are_no_numbers(make, name):
+    """They are refused when the transformation is made, rather than by what meets them in the first update."""
+    empty = inspect.Parameter.empty
+    arguments = {
+        each.name: NEEDED.get(each.name, 0.5)
+        for each in inspect.signature(make).parameters.values()
+        if each.default is empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    }
+    if name == "penalty":  # of constraints, one of which there has to be
+        arguments["equality"] = torch.sum
+    for wrong in ("0.5", {"a": "0.5"}, True):
+        with pytest.raises(TypeError, match=r"is a number.*, got (str|dict|bool) "):
+            make(**arguments | {name: wrong})
+
+
+def test_hyperparameters_of_numpy_and_of_trees():
+    params = {"a": torch.ones(1), "b": None}
+    for rate in (np.float32(0.5), np.float64(0.5), {"a": 0.5, "b": None}, {"a": torch.tensor(0.5), "b": None}):
+        tx = bx.adam(rate, b1=np.float32(0.5))
+        assert float(tx.update(params, tx.init(params), params)[0]["a"]) == pytest.approx(-0.5)
+    with pytest.raises(TypeError, match="learning_rate of leaf 'a' is a number, a tensor or a schedule, got str 'x'"):
+        bx.sgd({"a": "x"})

@@ -280,3 +280,28 @@ def test_the_step_size_reaches_a_member_that_others_follow():
     params = torch.zeros(2)
     tx.update(params, tx.init(params), params)
     assert seen == [0.5]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate: bx.sgd({"a": rate, "b": 0.5}),
+        lambda rate: bx.chain(bx.add_decayed_weights({"a": rate, "b": 0.5}), bx.scale(-1.0)),
+        lambda rate: bx.masked(bx.scale(rate), {"a": True, "b": False}),
+        lambda rate: bx.partition({"x": bx.sgd(rate), "y": bx.adam(0.1)}, {"a": "x", "b": "y"}),
+        lambda rate: bx.lamb({"a": rate, "b": 0.5}),
+        lambda rate: bx.contrib.muon(rate, muon_weight_dimension_numbers={"a": None, "b": None}),
+    ],
+)
+def test_trees_of_hyperparameters_within_compiled_code(make):
+    """The compiler cannot be asked whether a dict is a function."""
+
+    def step(rate, params):
+        tx = make(rate)
+        return tx.update(params, tx.init(params), params)[0]
+
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    got, expected = compiled(torch.tensor(0.1), params), step(torch.tensor(0.1), params)
+    for name in params:
+        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=0)

@@ -275,7 +275,7 @@ def _masked_step_size(state: MaskedState, step_size: Any, *, transformation: Gra
 def _resolve(mask: Any, params: Any) -> Any:
     if isinstance(mask, str):
         return tree.map_with_path(lambda path, _: tree.matches(path, mask), params)
-    return mask(params) if callable(mask) else mask
+    return mask(params) if tree.is_function(mask) else mask
 
 
 def _as_node(keep: Any) -> SelectedNode | MaskedNode:
@@ -365,7 +365,7 @@ def _labelled(params: Any, *, label: str, labels: Any, groups: tuple[str, ...]) 
     """The mask of the leaves that carry a label."""
     if labels is None:
         return tree.map_with_path(lambda path, _: _first_match(path, groups) == label, params)
-    values = tree.expand(labels(params) if callable(labels) else labels, params)
+    values = tree.expand(labels(params) if tree.is_function(labels) else labels, params)
 
     def is_labelled(path: str, _: Any, value: Any) -> bool:
         if value not in groups:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boxopt.core import foreach, sharded, tree
 from boxopt.core.donation import refuse_consumed
+from boxopt.core.expect import expect_annotated
 from boxopt.core.types import P, ParameterSet
 
 
@@ -150,7 +151,12 @@ def no_state(params: Any) -> EmptyState:
 
 
 def bind(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """``functools.partial``, typed loosely: a partial function does not keep the type variables of a protocol."""
+    """``functools.partial``, typed loosely: a partial function does not keep the type variables of a protocol.
+
+    Raises:
+        TypeError: What the function declares a `Scalar` or a `ScalarOrSchedule` is something else.
+    """
+    expect_annotated(function, named)
     return partial(function, *arguments, **named)
 
 

@@ -61,6 +61,11 @@ def is_leaf(value: Any) -> bool:
 _single = is_leaf  # for functions with an argument of that name
 
 
+def is_function(value: Any) -> bool:
+    """Whether something is to be called, a schedule or a mask from the parameters, rather than a value or a tree."""
+    return not isinstance(value, dict) and callable(value)  # the compiler cannot ask this of a dict
+
+
 def leaves(tree: PyTree) -> list[Any]:
     """The leaves of a tree, in order; ``None`` has none."""
     return optree.tree_leaves(tree, namespace=_NAMESPACE)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import sharded, tree
+from boxopt.core.expect import expect_numbers
 from boxopt.core.transform import EmptyState
 
 
@@ -25,12 +26,13 @@ def is_true(condition: Any) -> bool:
 
 def check_nonnegative(name: str, value: Any) -> None:
     """Raise a ``ValueError`` if a hyperparameter, or a value in a prefix of them, is negative or NaN."""
-    if callable(value) or torch.compiler.is_compiling():
+    if tree.is_function(value) or torch.compiler.is_compiling():
         return
+    expect_numbers(name, value)
     for path, number in tree.prefix_items(value):
         place = f"{name} of {tree.name(path)}" if path else name
-        if isinstance(number, bool) or not isinstance(number, (int, float, Tensor)):
-            raise TypeError(f"{place} is a number, a tensor or a schedule, got {type(number).__name__} {number!r:.60}")
+        if number is None:
+            continue
         if is_true(number < 0) or is_true(number != number):
             raise ValueError(f"{place} is not negative, got {number!r}")
 
@@ -53,7 +55,7 @@ def zero_count(params: Any) -> Tensor:
 def init_scheduled(params: Any, *, value: Any) -> CountState | EmptyState:
     """The ``init`` of a transformation whose one hyperparameter may be a schedule."""
     tree.check_parameters(params)
-    if callable(value):
+    if tree.is_function(value):
         return CountState(zero_count(params))
     tree.expand(value, params)  # raises unless it is a prefix
     return EmptyState()
@@ -61,12 +63,12 @@ def init_scheduled(params: Any, *, value: Any) -> CountState | EmptyState:
 
 def current(value: Any, state: Any) -> Any:
     """The hyperparameter for the update to be made from this state."""
-    return value(state.count) if callable(value) else value
+    return value(state.count) if tree.is_function(value) else value
 
 
 def latest(value: Any, state: Any) -> Any:
     """The hyperparameter of the update that led to this state."""
-    return value(state.count - 1) if callable(value) else value
+    return value(state.count - 1) if tree.is_function(value) else value
 
 
 def advance(state: Any) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from boxopt.core import tree
 from boxopt.core.combine import chain, masked
+from boxopt.core.expect import expect_number
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.adam import scale_by_adam
@@ -122,8 +124,9 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: Scalar = 1e-6) -> Gradien
 
 def _with(learning_rate: Any, function: Callable[[Any], Any]) -> Any:
     """A function of a learning rate, which may be a schedule."""
-    if callable(learning_rate):
+    if tree.is_function(learning_rate):
         return bind(_composed, schedule=learning_rate, function=function)
+    expect_number("learning_rate", learning_rate)
     return function(learning_rate)
 
 

@@ -186,4 +186,4 @@ def _dimension_numbers(numbers: Any, values: Any) -> Any:
     if numbers is None or is_dimension_numbers(numbers):
         dims = MuonDimensionNumbers() if numbers is None else numbers
         return tree.map(lambda x: dims if (x.ndim == 2 if numbers is None else x.ndim >= 2) else None, values)
-    return tree.expand(numbers(values) if callable(numbers) else numbers, values, is_leaf=is_dimension_numbers)
+    return tree.expand(numbers(values) if tree.is_function(numbers) else numbers, values, is_leaf=is_dimension_numbers)

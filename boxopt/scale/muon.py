@@ -36,7 +36,7 @@ def is_dimension_numbers(node: Any) -> bool:
 
 def dimension_numbers_of(values: Any, params: Any) -> Any:
     """The dimension numbers of each leaf, from a prefix of them or a function from the parameters to one."""
-    values = values(params) if callable(values) else values
+    values = values(params) if tree.is_function(values) else values
     values = MuonDimensionNumbers() if values is None else values
     return tree.expand(values, params, is_leaf=is_dimension_numbers)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.expect import expect_annotated
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import is_true, zero_count
@@ -73,6 +74,7 @@ def reduce_on_plateau(
     Source:
         `optax.contrib.reduce_on_plateau`; `torch.optim.lr_scheduler.ReduceLROnPlateau`.
     """
+    expect_annotated(reduce_on_plateau, {"factor": factor, "rtol": rtol, "atol": atol})
     if is_true(factor <= 0) or is_true(factor >= 1):
         raise ValueError(f"factor is between 0 and 1, got {factor!r}")
     if is_true(rtol < 0) or is_true(rtol > 1) or is_true(atol < 0):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from boxopt.core import exact, foreach, tree
 from boxopt.core.combine import masked
+from boxopt.core.expect import expect_numbers
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar, ScalarOrSchedule, Schedule
 from boxopt.core.values import advance, current, init_scheduled, latest
@@ -33,6 +34,7 @@ def scale(step_size: Scalar) -> GradientTransformation:
     Source:
         `optax.scale`.
     """
+    expect_numbers("step_size", step_size)
     return _scaled_by(step_size, 1)
 
 
@@ -77,6 +79,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
     Source:
         `optax.scale_by_learning_rate`.
     """
+    expect_numbers("learning_rate", learning_rate)
     return _scaled_by(learning_rate, -1 if flip_sign else 1)
 
 
@@ -89,7 +92,7 @@ def _scaled_by(factor: Any, sign: int) -> GradientTransformation:
 
 
 @elementwise
-def _scale_update(updates: P, state: Any, params: P, *, factor: Any, sign: int) -> tuple[P, Any]:
+def _scale_update(updates: P, state: Any, params: P, *, factor: ScalarOrSchedule, sign: int) -> tuple[P, Any]:
     value = current(factor, state)
     if tree.is_leaf(value) and not (isinstance(value, Tensor) and value.ndim):
         one = exact.cast_once(sign * value)
@@ -139,5 +142,5 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Any = None) 
 
 
 @elementwise
-def _decay_update(updates: P, state: Any, params: P, *, weight_decay: Any) -> tuple[P, Any]:
+def _decay_update(updates: P, state: Any, params: P, *, weight_decay: ScalarOrSchedule) -> tuple[P, Any]:
     return tree.add_scaled(updates, current(weight_decay, state), params), advance(state)

@@ -155,7 +155,7 @@ def _schedule_free_update(
     weight_lr_power: Scalar,
     **extra: Any,
 ) -> tuple[P, ScheduleFreeState]:
-    rate = learning_rate(state.step_count) if callable(learning_rate) else learning_rate
+    rate = learning_rate(state.step_count) if tree.is_function(learning_rate) else learning_rate
     max_lr = maximum(state.max_lr, exact.as_tensor(rate, state.max_lr))
     weight = max_lr ** exact.like(weight_lr_power, max_lr)
     weight_sum = state.weight_sum + weight

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.expect import expect_annotated
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -105,6 +106,8 @@ def scale_by_zoom_linesearch(
     criteria = Criteria(
         tol, increase_factor, slope_rtol, curv_rtol, approx_dec_rtol, stepsize_precision, max_learning_rate
     )
+    largest = {"max_learning_rate": max_learning_rate, "stepsize_precision": stepsize_precision}
+    expect_annotated(scale_by_zoom_linesearch, criteria._asdict() | largest)
     return GradientTransformation(
         _zoom_init,
         bind(_zoom_update, steps=max_linesearch_steps, criteria=criteria, guess=initial_guess_strategy),

@@ -38,7 +38,7 @@ class ConstraintSet:
         return self.separable
 
     def offers(self, operation: str) -> bool:
-        """Whether the set has a method that not all sets have: ``"tangent"``, ``"barrier"``, ``"prox_barrier"``, …"""
+        """Whether the set has a method that not all sets have, such as ``"tangent"`` or ``"barrier"``."""
         return getattr(type(self), operation) is not getattr(ConstraintSet, operation)
 
     def check(self, params: Any) -> None:

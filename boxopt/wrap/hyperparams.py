@@ -89,7 +89,7 @@ def _inject(
     bound = inspect.signature(factory).bind(*args, **kwargs)
     bound.apply_defaults()
     dynamic = {name: value for name, value in bound.arguments.items() if name not in static}
-    schedules = {name: value for name, value in dynamic.items() if callable(value)}
+    schedules = {name: value for name, value in dynamic.items() if tree.is_function(value)}
     numbers = {
         name: tree.map(lambda x: as_tensor(x, dtype), value)
         for name, value in dynamic.items()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.expect import expect_number
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
@@ -76,6 +77,8 @@ def multi_steps(
     Source:
         `optax.MultiSteps`, as a transformation; optax averages in float32 unless told otherwise.
     """
+    if not tree.is_function(every_k_schedule):
+        expect_number("every_k_schedule", every_k_schedule)
     if isinstance(every_k_schedule, (int, float)) and not every_k_schedule >= 1:
         raise ValueError(f"every_k_schedule is at least 1, got {every_k_schedule!r}")
     inner = on_leaves(transformation)
@@ -115,7 +118,7 @@ def _multi_steps_update(
     **extra: Any,
 ) -> tuple[P, MultiStepsState]:
     skipped, skip_state = (state.emitted & False, ()) if skip is None else skip(updates, state.gradient_step, params)
-    every = every(state.gradient_step) if callable(every) else every
+    every = every(state.gradient_step) if tree.is_function(every) else every
     last = state.mini_step + 1 >= every
     emitted = last & ~skipped
 

@@ -1,0 +1,57 @@
+"""Whether hyperparameters are what their annotations say, asked once: where they are bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxopt.core import tree
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number or a tensor: a `Scalar`."""
+    return isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
+
+
+def expect_annotated(function: Callable[..., Any], named: dict[str, Any]) -> None:
+    """Raise a ``TypeError`` where a function declares a `Scalar` or a `ScalarOrSchedule`, and is to get something else.
+
+    Without it, what is no number would show in the first update, in the words of whatever meets it there.
+    """
+    if torch.compiler.is_compiling():
+        return
+    annotations = getattr(function, "__annotations__", {})
+    for name, value in named.items():
+        declared = annotations.get(name, "")
+        if isinstance(declared, str) and "Scalar" in declared and not (value is None and "None" in declared):
+            if declared.startswith("ScalarOrSchedule"):
+                expect_numbers(name, value)
+            elif declared.removesuffix(" | None") == "Scalar":
+                expect_number(name, value)
+
+
+def expect_number(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` unless this is a number or a tensor."""
+    if not torch.compiler.is_compiling() and not is_number(value):
+        raise TypeError(f"{name} is a number or a tensor, got {_shown(value)}")
+
+
+def expect_numbers(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` unless this is a number, a tensor, a pytree prefix of these, or a schedule.
+
+    A prefix has ``None`` where the parameters have.
+    """
+    if is_number(value) or tree.is_function(value) or torch.compiler.is_compiling():
+        return
+    for path, number in tree.prefix_items(value):
+        if not is_number(number) and not (number is None and path):
+            place = f"{name} of {tree.name(path)}" if path else name
+            raise TypeError(f"{place} is a number, a tensor or a schedule, got {_shown(number)}")
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.60}"
