@@ -44,12 +44,14 @@ def wrapped(program, steps):
     names = NAMES | {"always": always, "one_label": one_label}
     tx = clearly(lambda: eval(f"lambda h: {text}", names)(program.hypers))
     plain, state = program.build(program.hypers), clearly(tx.init, steps[0].params)
-    # Parts of packed leaves have their step sizes as vectors, where one part has a number.
-    vectors = "packed(" in program.transformation and ("masked(" in text or "partition(" in text)
+    # A choice between two step sizes is a tensor, and parts of packed leaves have theirs as vectors, where there was a
+    # number, which Python multiplies without rounding to the parameters' dtype.
+    parts = "packed(" in program.transformation and ("masked(" in text or "partition(" in text)
+    tensors = parts or "multi_steps(" in text or "conditionally_" in text
     for step in steps:
         updates, state = tx.update(step.gradients, state, step.params)
         what = f"updates of {text}"
-        if not vectors and all(x is None or x.is_contiguous() for x in pytree.tree_leaves(step[:3])):
+        if not tensors and all(x is None or x.is_contiguous() for x in pytree.tree_leaves(step[:3])):
             same(updates, step.updates, what)
         elif any(deviation(updates, step.updates, what)):
             # A wrapper that copies lays numbers out anew, and sums add them as they lie; later states have parted.
