@@ -295,6 +295,13 @@ def test_vectors_of_a_fixed_length_along_other_dimensions():
         (lambda: S.Affine(torch.ones(3, 2), torch.zeros(3)), "m ≤ n"),
         (lambda: S.Sparse(-1), "k is an integer"),
         (lambda: S.TransportPolytope(torch.ones(3), torch.ones(2)), "row sums add to"),
+        (
+            lambda: S.TransportPolytope().check({"w": torch.zeros(2, 3)}),
+            "leaf 'w'.*row sums add to 2.0, column sums to 3.0",
+        ),
+        (lambda: S.TransportPolytope(torch.ones(3), 1.0).check({"w": torch.zeros(4, 4)}), "leaf 'w': row has shape"),
+        (lambda: S.TransportPolytope(1.0, torch.ones(3)).check({"w": torch.zeros(4, 4)}), "leaf 'w': column has shape"),
+        (lambda: S.SpectralBall(torch.ones(3)).check({"w": torch.zeros(2, 2, 2)}), "leaf 'w': radius has shape"),
         (lambda: S.Intersection(3), "Intersection is of sets"),
         (lambda: S.ByPath({"*": 3}), "ByPath maps patterns to sets"),
         (lambda: S.PSD().check({"w": torch.zeros(2, 3)}), "leaf 'w'.*square"),

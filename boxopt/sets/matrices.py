@@ -30,7 +30,7 @@ from boxopt.sets.log_determinant import (
 )
 from boxopt.sets.spectral import basis_of, basis_of_dilation, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
-from boxopt.sets.vectors import normalized, precise
+from boxopt.sets.vectors import check_broadcasts, normalized, precise
 
 P = TypeVar("P")
 
@@ -57,15 +57,16 @@ class MatrixSet(ConstraintSet):
 
     def check(self, params: Any) -> None:
         tree.check_parameters(params)
+        tree.map(self._check, params, *self._hyper(params))
 
-        def check_leaf(x: Tensor, *hyper: Any) -> None:
-            if x.ndim < 2 or (self.square and x.shape[-1] != x.shape[-2]):
-                kind = "square matrices" if self.square else "matrices"
-                raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
-            if 0 in x.shape[-2:]:
-                raise ValueError(f"{type(self).__name__} needs matrices with entries, got shape {tuple(x.shape)}")
-
-        tree.map(check_leaf, params, *self._hyper(params))
+    def _check(self, x: Tensor, *hyper: Any) -> None:
+        if x.ndim < 2 or (self.square and x.shape[-1] != x.shape[-2]):
+            kind = "square matrices" if self.square else "matrices"
+            raise ValueError(f"{type(self).__name__} is of {kind}, got a parameter of shape {tuple(x.shape)}")
+        if 0 in x.shape[-2:]:
+            raise ValueError(f"{type(self).__name__} needs matrices with entries, got shape {tuple(x.shape)}")
+        for name, value in zip(self.numbers, hyper, strict=True):
+            check_broadcasts(name, value, x.shape[:-2], "batch of matrices")
 
     def project(self, x: P, step_size: Any = 1.0) -> P:
         def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:

@@ -28,7 +28,7 @@ from boxopt.core import exact, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import check_nonnegative, is_true
 from boxopt.sets.matrices import MatrixSet
-from boxopt.sets.vectors import normalized, precise
+from boxopt.sets.vectors import check_broadcasts, normalized, precise
 
 P = TypeVar("P")
 
@@ -53,7 +53,8 @@ class TransportPolytope(MatrixSet):
         sweeps: How many times `project_kl` goes over rows and columns.
 
     Raises:
-        ValueError: A sum is negative or NaN; or both are given as tensors and their totals differ.
+        ValueError: A sum is negative or NaN; or, in `check` unless both are tensors, their totals differ or they do not
+            fit the parameters.
 
     Example:
         >>> import torch, boxopt as bx
@@ -75,9 +76,13 @@ class TransportPolytope(MatrixSet):
         check_nonnegative("row", self.row)
         check_nonnegative("column", self.column)
         if isinstance(self.row, Tensor) and isinstance(self.column, Tensor) and self.row.ndim and self.column.ndim:
-            gap = (self.row.sum(-1) - self.column.sum(-1)).abs()
-            if is_true(gap > 1e-5 * self.row.sum(-1).abs()):
-                raise ValueError(f"row sums add to {self.row.sum(-1)!r}, column sums to {self.column.sum(-1)!r}")
+            _check_totals(_total(self.row), _total(self.column))
+
+    def _check(self, x: Tensor, *hyper: Any) -> None:
+        super()._check(x, *hyper)
+        check_broadcasts("row", self.row, x.shape[:-1], "rows")
+        check_broadcasts("column", self.column, torch.Size((*x.shape[:-2], x.shape[-1])), "columns")
+        _check_totals(_total(self.row, x.shape[-2]), _total(self.column, x.shape[-1]))
 
     def _sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The row sums as [..., m, 1] and the column sums as [..., 1, n]."""
@@ -127,6 +132,15 @@ class TransportPolytope(MatrixSet):
         below = (-x).amax((-2, -1)).relu()
         rows = (x.sum(-1, keepdim=True) - row).abs().amax((-2, -1))
         return torch.maximum(below, torch.maximum(rows, (x.sum(-2, keepdim=True) - column).abs().amax((-2, -1))))
+
+
+def _total(sums: Any, count: int = 1) -> Any:
+    return sums.sum(-1) if isinstance(sums, Tensor) and sums.ndim else sums * count
+
+
+def _check_totals(rows: Any, columns: Any) -> None:
+    if is_true(abs(rows - columns) > 1e-5 * abs(rows)):
+        raise ValueError(f"row sums add to {rows!r}, column sums to {columns!r}")
 
 
 def _nearest(y: Tensor, step: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -42,14 +42,11 @@ class Vectorwise:
         if any(x.shape[axis] == 0 for axis in axes):
             raise ValueError(f"{type(self).__name__} needs vectors with entries, got shape {tuple(x.shape)}")
         for name, value in zip((*self.numbers, *self.vectors), hyper, strict=True):
-            if not isinstance(value, Tensor):
-                continue
-            shape = x.shape if name in self.vectors else [n for axis, n in enumerate(x.shape) if axis not in axes]
-            if not _broadcasts(value.shape, torch.Size(shape)):
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}, the shape of "
-                    f"the {'parameter' if name in self.vectors else 'batch of vectors'}"
-                )
+            if name in self.vectors:
+                check_broadcasts(name, value, x.shape, "parameter")
+            else:
+                batch = torch.Size([n for axis, n in enumerate(x.shape) if axis not in axes])
+                check_broadcasts(name, value, batch, "batch of vectors")
 
     def _hyper(self, x: Any) -> list[Any]:
         """The hyperparameters, each for every leaf."""
@@ -245,6 +242,15 @@ def _from_vectors(vectors: Tensor, leaf: Tensor, dim: Dim) -> Tensor:
         return vectors.reshape(leaf.shape)
     shape = [leaf.shape[axis] for axis in axes]
     return vectors.unflatten(-1, shape).movedim(tuple(range(-len(axes), 0)), axes)
+
+
+def check_broadcasts(name: str, value: Any, shape: torch.Size, whose: str) -> None:
+    """Raise a ``ValueError`` if a hyperparameter is a tensor that does not broadcast to a shape."""
+    if isinstance(value, Tensor) and not _broadcasts(value.shape, shape):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}, the shape of the "
+            f"{whose}"
+        )
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
