@@ -402,3 +402,11 @@ def test_boxes_by_path_are_made_coordinate_by_coordinate_whatever_their_bounds_a
             tx = bx.packed(make(bx.sets.ByPath({"a": bx.Box(number(0.0), number(1.0))})))
             results.append(tx.update(gradients, tx.init(params), params)[0])
         torch.testing.assert_close(results[0], results[1])
+
+
+def test_strengths_that_16_bits_do_not_hold():
+    """They are numbers of float32, in which 16-bit leaves are computed: no 0 · inf where the barrier is flat."""
+    x = torch.tensor([0.0, 0.5], dtype=torch.float16)
+    for mu in (1e30, torch.tensor(1e30, dtype=torch.float64)):
+        tx = bx.add_barrier(bx.Box(-100.0, 100.0), mu)
+        assert tx.update(torch.zeros_like(x), tx.init(x), x)[0].tolist() == [0.0, torch.inf]

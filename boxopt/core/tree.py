@@ -18,7 +18,7 @@ import torch
 import torch.utils._cxx_pytree
 import torch.utils._pytree as torch_pytree
 
-from boxopt.core import sharded
+from boxopt.core import exact, sharded
 from boxopt.core.donation import refuse_consumed
 
 PyTree = Any
@@ -321,8 +321,8 @@ def add_scaled(tree: PyTree, factor: PyTree, direction: PyTree) -> PyTree:
     """Tree + factor · direction, in the dtype of each leaf of ``tree``; ``factor`` is a number, tensor or prefix."""
 
     def add(x: torch.Tensor, by: torch.Tensor, scale: Any) -> torch.Tensor:
-        scale = scale.to(device=x.device, dtype=x.dtype) if isinstance(scale, torch.Tensor) else scale
-        return x + scale * by.to(x.dtype)
+        w = exact.wide(x)  # a factor may be too large for 16 bits, and what it multiplies 0
+        return (w + exact.like(scale, w) * by.to(w.dtype)).to(x.dtype)
 
     return map(add, tree, direction, expand(factor, tree))
 
