@@ -23,6 +23,7 @@ with warnings.catch_warnings():
 
 STEPS = 300
 FLOAT32 = 1e-5
+CHAOTIC = {"novograd": 4e-4}  # so far off in float32 is optax's own path from one of five starts that are an ulp apart
 QUICK = {"xla_backend_optimization_level": 0}  # the compiler's time is most of the test's
 
 
@@ -170,7 +171,7 @@ def test_same_path_as_its_peers(row, dtypes):
             if coarse:
                 path = ours["float32"][problem]
                 assert path.dtype == coarse[problem].dtype
-                limit = max(FLOAT32, row.tolerance) + 2 * distance(coarse[problem], precise[problem])
+                limit = max(FLOAT32, row.tolerance, CHAOTIC.get(row.name, 0)) + 2 * distance(coarse[problem], precise[problem])
                 assert distance(path, precise[problem]) <= limit, (name, problem)
 
 
