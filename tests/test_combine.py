@@ -66,6 +66,11 @@ def test_step_size_of_a_number(tx):
         bx.scale_by_stddev(),
         bx.scale_by_rss(),
         bx.scale_by_rss(0.0, eps_in_sqrt=False),
+        bx.scale_by_sm3(b1=0.0),
+        bx.scale_by_sm3(b1=torch.tensor(0.0), b2=torch.tensor(1.0)),
+        bx.apply_every(1),
+        bx.chain(bx.scale_by_rms(), bx.apply_every(1)),
+        bx.contrib.split_real_and_imaginary(bx.scale_by_rms()),
     ],
 )
 def test_step_size_is_the_factor_of_the_gradient(scaler):
@@ -73,6 +78,36 @@ def test_step_size_is_the_factor_of_the_gradient(scaler):
     tx = bx.chain(scaler, bx.scale(-0.1))
     updates, _ = tx.update(gradients, tx.init(params), params)
     torch.testing.assert_close(updates, -seen_step_size(tx, params, gradients) * gradients)
+
+
+def test_lookahead_has_the_step_size_of_what_it_wraps():
+    tx, params, gradients = bx.adam(0.1), torch.zeros(2), torch.tensor([1.0, -3.0])
+    around = bx.lookahead(tx, 5, 0.5)
+    _, state = tx.update(gradients, tx.init(params), params)
+    _, outer = around.update(gradients, around.init(params), params)
+    torch.testing.assert_close(around.step_size(outer, 2.0), tx.step_size(state, 2.0))
+
+
+def test_an_accumulated_gradient_is_followed_when_it_is_applied():
+    params = torch.zeros(2)
+    for updates, size in ((1, 0.0), (2, 1.0), (3, 0.0)):
+        assert float(seen_step_size(bx.apply_every(2), params, torch.ones(2), updates)) == size
+
+
+def test_the_step_size_of_a_complex_number_is_the_mean_of_its_parts():
+    params, gradient = torch.zeros(2, dtype=torch.complex64), torch.tensor([3 + 4j, 2j])
+    tx = bx.contrib.split_real_and_imaginary(bx.scale_by_rms(0.0, eps=1.0))
+    _, state = tx.update(gradient, tx.init(params), params)
+    expected = (1 / (gradient.real.square() + 1).sqrt() + 1 / (gradient.imag.square() + 1).sqrt()) / 2
+    torch.testing.assert_close(tx.step_size(state, 1.0), expected)
+
+
+def test_sm3_needs_no_entries():
+    params = {"matrix": torch.zeros(0, 3), "vector": torch.zeros(2)}
+    tx = bx.scale_by_sm3()
+    updates, state = tx.update(params, tx.init(params), params)
+    assert updates["matrix"].shape == (0, 3)
+    assert tx.update(params, state, params)[0]["matrix"].shape == (0, 3)
 
 
 def test_masked_step_size_is_per_leaf():

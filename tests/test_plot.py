@@ -82,6 +82,22 @@ def test_weights_and_ensembles():
     assert not ax.lines
 
 
+def test_without_walls_there_are_none(written):
+    ax = plot.trajectory(written["params"])
+    assert len(ax.lines) == 1
+    assert not any(len(walls.get_segments()) for walls in ax.collections)
+    params = torch.tensor([-1.0, 0.0, 0.2])
+    assert not plot.weights(params).lines
+    ax = plot.weights(params, bx.Box(None, None))  # no bound that could be drawn
+    assert not ax.lines
+    assert ax.get_legend() is None
+
+
+def test_a_constant_has_no_contours(written):
+    ax = plot.trajectory(written["params"], BOX, lambda x: 0 * x.sum())
+    assert not any(isinstance(drawn, ContourSet) and len(drawn.levels) for drawn in ax.collections)
+
+
 def test_what_cannot_be_drawn(written):
     with pytest.raises(ValueError, match=r"expected points \[steps, 2\], got \[4, 3\]"):
         plot.trajectory(torch.zeros(4, 3))
