@@ -1,9 +1,12 @@
 """Chains, masks and groups: what they compute, what they pass on, and what they refuse."""
 
+import functools
+
 import pytest
 import torch
 
 import boxopt as bx
+from boxopt.core.pack import on_leaves
 
 BOX = bx.Box(0.0, 1.0)
 
@@ -315,3 +318,39 @@ def test_the_step_size_reaches_a_member_that_others_follow():
     params = torch.zeros(2)
     tx.update(params, tx.init(params), params)
     assert seen == [0.5]
+
+
+def test_what_is_refused_has_the_name_of_what_was_wrapped():
+    with pytest.raises(ValueError, match=r"member 1 of the chain \(lion\) comes after member 0 \(project\)"):
+        bx.chain(bx.project(BOX), on_leaves(bx.scale_by_lion(mode="hard")))
+
+
+def _decorated(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+class _Doubling:
+    """An update that is no function, and says nothing of its arguments but that it takes any."""
+
+    def __call__(self, updates, state, params, **extra):
+        return 2 * updates, state
+
+    def __repr__(self):
+        return "doubling"
+
+
+def test_updates_that_are_decorated_or_no_functions():
+    params = torch.ones(2)
+    decorated = bx.chain(bx.GradientTransformation(by_value().init, _decorated(value_update)), bx.scale(2.0))
+    updates, _ = decorated.update(params, decorated.init(params), params, value=3.0)
+    assert updates.tolist() == [6, 6]
+    with pytest.raises(TypeError, match=r"no member of the chain takes the argument 'vlaue'; they take 'value'"):
+        decorated.update(params, decorated.init(params), params, vlaue=3.0)
+    anything = bx.GradientTransformation(lambda params: bx.EmptyState(), _Doubling())
+    chain = bx.chain(anything, bx.scale(2.0))
+    assert chain.update(params, chain.init(params), params, whatever=1)[0].tolist() == [4, 4]
+    assert "doubling" in repr(chain)
