@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import boxopt as bx
+from boxopt.core import tree
 from boxopt.core.pack import on_leaves
 
 BOX = bx.Box(0.0, 1.0)
@@ -354,3 +355,14 @@ def test_updates_that_are_decorated_or_no_functions():
     chain = bx.chain(anything, bx.scale(2.0))
     assert chain.update(params, chain.init(params), params, whatever=1)[0].tolist() == [4, 4]
     assert "doubling" in repr(chain)
+
+
+def test_an_error_keeps_the_name_of_its_leaf_and_one_that_does_not_come_again_is_itself():
+    def inner(x):
+        raise ValueError("too long")
+
+    with pytest.raises(ValueError, match=r"^leaf 'b': too long$"):
+        tree.map(lambda x: tree.map(inner, {"b": x}), {"a": torch.zeros(1)})
+    calls = iter([ValueError("once")])
+    with pytest.raises(ValueError, match=r"^once$"):
+        tree.map(lambda x: (_ for _ in ()).throw(error) if (error := next(calls, None)) else x, {"a": torch.zeros(1)})

@@ -7,6 +7,7 @@ import torch
 import boxopt as bx
 
 plot = pytest.importorskip("boxopt.plot", reason="matplotlib is not installed")
+from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.contour import ContourSet  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -85,7 +86,7 @@ def test_weights_and_ensembles():
 def test_without_walls_there_are_none(written):
     ax = plot.trajectory(written["params"])
     assert len(ax.lines) == 1
-    assert not any(len(walls.get_segments()) for walls in ax.collections)
+    assert not any(len(drawn.get_segments()) for drawn in ax.collections if isinstance(drawn, LineCollection))
     params = torch.tensor([-1.0, 0.0, 0.2])
     assert not plot.weights(params).lines
     ax = plot.weights(params, bx.Box(None, None))  # no bound that could be drawn
