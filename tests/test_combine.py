@@ -322,8 +322,8 @@ def test_the_step_size_reaches_a_member_that_others_follow():
 
 
 def test_what_is_refused_has_the_name_of_what_was_wrapped():
-    with pytest.raises(ValueError, match=r"member 1 of the chain \(lion\) comes after member 0 \(project\)"):
-        bx.chain(bx.project(BOX), on_leaves(bx.scale_by_lion(mode="hard")))
+    with pytest.raises(ValueError, match=r"member 1 of the chain \(centralize\) comes after member 0 \(project\)"):
+        bx.chain(bx.project(BOX), on_leaves(bx.centralize()))
 
 
 def _decorated(function):

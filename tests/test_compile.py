@@ -450,7 +450,12 @@ def test_the_formulas_for_the_compiler_give_the_same_bits(as_if_compiling, layou
     box = bx.Box(low, torch.tensor(0.7000001, dtype=torch.float64))
     tx = bx.chain(bx.adam(0.1), bx.masked(bx.scale(0.5), {"w": False, "b": True, "far": True}), bx.project(box))
     if layout == "packed":
-        params, _ = bx.pack(params)
+        packed, form = as_if_compiling(bx.pack, params)
+        assert_trees_equal(packed.buffers, bx.pack(params)[0].buffers)
+        assert_trees_equal(as_if_compiling(form, packed), params)
+        keep = [True, False, True]
+        assert_trees_equal(as_if_compiling(form.mask, keep, packed), form.mask(keep, packed))
+        params = packed
     state = tx.init(params)
     for seed in range(3):
         gradients = random_like(params, 3.0, seed)

@@ -464,6 +464,18 @@ def test_galore_with_rows_and_columns_as_they_are_named():
     torch.testing.assert_close(updates["a"].reshape(6, 4), expected)
 
 
+def test_a_line_search_without_an_approximate_condition_keeps_to_wolfes():
+    loss = lambda x: x.square().sum() - 3 * x.sum()  # noqa: E731
+    tx = bx.chain(bx.sgd(10.0), bx.scale_by_zoom_linesearch(20, approx_dec_rtol=None))
+    x = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    slope, value = torch.func.grad_and_value(loss)(x)
+    extra = {"value": value, "grad": slope, "value_fn": loss}
+    update, _ = tx.update(slope, tx.init(x), x, **extra)
+    before, after = (slope * update).sum(), (torch.func.grad(loss)(x + update) * update).sum()
+    assert loss(x + update) <= value + 1e-4 * before
+    assert after.abs() <= 0.9 * before.abs()
+
+
 def test_lbfgs_without_a_scale_begins_with_the_gradient():
     tx, x = bx.scale_by_lbfgs(3, scale_init_precond=False), torch.tensor([30.0, -20.0])
     assert tx.update(x, tx.init(x), x)[0].tolist() == [30, -20]
