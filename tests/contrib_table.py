@@ -69,6 +69,7 @@ CONTRIB_ROWS: list[Row] = [
         "d²·lr·√(1 − β₂ᵗ)/(√v + dε)",
         lambda: ours.prodigy(0.1, estim_lr0=1e-3, weight_decay=1e-2),
         lambda: theirs.prodigy(0.1, estim_lr0=1e-3, weight_decay=1e-2),
+        note="compared over 250 steps: then its path is chaotic",
     ),
     Row(
         "dog",
@@ -182,7 +183,7 @@ CONTRIB_ROWS: list[Row] = [
         "unchanged: no diagonal metric",
         lambda: bx.lbfgs(0.1, 4, linesearch=None),
         lambda: optax.lbfgs(0.1, 4, linesearch=None),
-        note="compared over 40 steps: its path is chaotic",
+        note="compared over 20 steps: its path is chaotic",
     ),
     Row(
         "lbfgs",

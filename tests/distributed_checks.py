@@ -35,6 +35,7 @@ def two(rank, world, folder):
     for each in (
         bounds,
         norms,
+        vectors,
         diagnostics,
         nan_is_seen,
         random_rounding,
@@ -238,6 +239,24 @@ def norms(mesh):
         assert communication.bytes.total() <= most, (constraint, communication.bytes)
 
 
+def vectors(mesh):
+    """Each row's own radius, and values of all rows, cut between the rows, along them, and unevenly."""
+    x = normal(torch.empty(5, 4, dtype=torch.float64), 7)
+    radius = torch.linspace(0.5, 2.5, 5, dtype=torch.float64)
+    ball = bx.sets.L2Ball(radius)
+    inside = bx.sets.L2Ball(0.9 * radius).project(x)
+    for dim in (0, 1):
+        there = cut(x, mesh, dim)
+        close(full(ball.project(there)), ball.project(x), 1e-12)
+        close(float(ball.violation(there)), float(ball.violation(x)), 1e-12)
+        for value, at in ((ball.barrier, inside), (bx.regularizers.GroupLasso(radius), x), (ball.violation, x)):
+            arguments = cut(at, mesh, dim)
+            with bx.count_communication() as communication:
+                got = sharded.whole(value(arguments))
+            close(got, value(at), 1e-12)
+            assert dim or communication.calls.total() == 1
+
+
 def diagnostics(mesh):
     """What only one process can see, all are told."""
     params = {"a": torch.tensor([0.5, 0.5, 0.5, 1.25]), "b": torch.tensor([0.0])}
@@ -311,6 +330,8 @@ def misuse(mesh):
         bx.pack(cut(example(5), mesh))
     with pytest.raises(ValueError, match="not sharded"):
         bx.pack({"a": cut(torch.zeros(4), mesh), "b": torch.zeros(4)})
+    with pytest.raises(ValueError, match="a mesh of one dimension"):
+        bx.shard_members(torch.zeros(4), init_device_mesh("cpu", (1, mesh.size())))
     with pytest.raises(ValueError, match="without one"):
         bx.shard_members(torch.zeros(1, 3), mesh)
     with pytest.raises(ValueError, match="no argument is sharded"):
@@ -457,6 +478,10 @@ def ensemble(mesh):
         best, which = bx.best_members(got[:2], got[2], 3)
     assert dict(communication.calls) == {"all_gather": 1, "all_reduce": 1}
     assert communication.bytes["all_reduce"] == 3 * (3 * 8 * 4 + 8)  # parameters, two moments, a counter
+    again, number = bx.shard_members((there, torch.tensor(2.0)), mesh)  # as they are: spread, or for all
+    assert again["w"] is there["w"]
+    assert number.equal(torch.tensor(2.0))
+    assert bx.on_members(lambda x: (x, "name"))(rates)[1] == "name"
     order = expected[2].argsort()[:3]
     assert which.equal(order)
     close(best, pytree.tree_map(lambda x: x[order], full(got[:2])), 0)

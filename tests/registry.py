@@ -588,7 +588,7 @@ ENTRIES = [
             ),
             (
                 ("contrib.soap", "scale_by_soap"),
-                lambda h: bx.contrib.soap(h.lr, h.weight, precondition_frequency=2, block_size=2),
+                lambda h: bx.contrib.soap(h.lr, h.weight, eps=1e-2, precondition_frequency=2, block_size=2),
                 {"stacked": "what counts as a matrix has two dimensions"},
             ),
             (

@@ -380,3 +380,9 @@ def test_the_gradient_of_a_halfspace_whose_normal_is_a_number(dim):
     halfspace = bx.sets.Halfspace(-2.0, 0.5, dim=dim)
     (expected,) = torch.autograd.grad(halfspace.barrier(x), x)
     torch.testing.assert_close(halfspace.barrier_gradient(x.detach()), expected)
+
+
+def test_a_cone_of_one_number_is_the_numbers_above_0():
+    cone, y = bx.sets.SecondOrderCone(), torch.tensor([[-1.0], [0.3], [2.0]], dtype=torch.float64)
+    x = cone.prox_barrier(y, 0.1)  # of −log t², twice that of −log t
+    torch.testing.assert_close(x, bx.sets.NonNegative().prox_barrier(y, 0.2))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.func import vmap
 
 import boxopt as bx
+from boxopt.run import replace
 from tests.registry import ENTRIES, Hyper
 from tests.test_laws import (
     TREES,
@@ -439,6 +440,7 @@ KILLED = """
 import os, random, signal, sys, time
 import torch
 import boxopt as bx
+from boxopt.run import replace
 
 folder, size, random = sys.argv[1], 50_000, random.Random(0)
 paths = [os.path.join(folder, name) for name in ("run.pt", "run.safetensors")]
@@ -486,3 +488,13 @@ def test_nothing_is_lost_to_kill_minus_nine(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10  # of fifty were in the middle of saving
+
+
+def test_where_folders_have_no_locks(tmp_path, monkeypatch):
+    """As on Windows: it saves, one process at a time."""
+    monkeypatch.setattr(replace, "_POSIX", False)
+    state = bx.adam(0.1).init(torch.zeros(3))
+    for _ in range(2):
+        bx.save(tmp_path / "run.pt", state)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+    assert_trees_equal(bx.load(tmp_path / "run.pt", state), state)

@@ -1,9 +1,13 @@
 """Chains, masks and groups: what they compute, what they pass on, and what they refuse."""
 
+import functools
+
 import pytest
 import torch
 
 import boxopt as bx
+from boxopt.core import tree
+from boxopt.core.pack import on_leaves
 
 BOX = bx.Box(0.0, 1.0)
 
@@ -66,6 +70,11 @@ def test_step_size_of_a_number(tx):
         bx.scale_by_stddev(),
         bx.scale_by_rss(),
         bx.scale_by_rss(0.0, eps_in_sqrt=False),
+        bx.scale_by_sm3(b1=0.0),
+        bx.scale_by_sm3(b1=torch.tensor(0.0), b2=torch.tensor(1.0)),
+        bx.apply_every(1),
+        bx.chain(bx.scale_by_rms(), bx.apply_every(1)),
+        bx.contrib.split_real_and_imaginary(bx.scale_by_rms()),
     ],
 )
 def test_step_size_is_the_factor_of_the_gradient(scaler):
@@ -73,6 +82,36 @@ def test_step_size_is_the_factor_of_the_gradient(scaler):
     tx = bx.chain(scaler, bx.scale(-0.1))
     updates, _ = tx.update(gradients, tx.init(params), params)
     torch.testing.assert_close(updates, -seen_step_size(tx, params, gradients) * gradients)
+
+
+def test_lookahead_has_the_step_size_of_what_it_wraps():
+    tx, params, gradients = bx.adam(0.1), torch.zeros(2), torch.tensor([1.0, -3.0])
+    around = bx.lookahead(tx, 5, 0.5)
+    _, state = tx.update(gradients, tx.init(params), params)
+    _, outer = around.update(gradients, around.init(params), params)
+    torch.testing.assert_close(around.step_size(outer, 2.0), tx.step_size(state, 2.0))
+
+
+def test_an_accumulated_gradient_is_followed_when_it_is_applied():
+    params = torch.zeros(2)
+    for updates, size in ((1, 0.0), (2, 1.0), (3, 0.0)):
+        assert float(seen_step_size(bx.apply_every(2), params, torch.ones(2), updates)) == size
+
+
+def test_the_step_size_of_a_complex_number_is_the_mean_of_its_parts():
+    params, gradient = torch.zeros(2, dtype=torch.complex64), torch.tensor([3 + 4j, 2j])
+    tx = bx.contrib.split_real_and_imaginary(bx.scale_by_rms(0.0, eps=1.0))
+    _, state = tx.update(gradient, tx.init(params), params)
+    expected = (1 / (gradient.real.square() + 1).sqrt() + 1 / (gradient.imag.square() + 1).sqrt()) / 2
+    torch.testing.assert_close(tx.step_size(state, 1.0), expected)
+
+
+def test_sm3_needs_no_entries():
+    params = {"matrix": torch.zeros(0, 3), "vector": torch.zeros(2)}
+    tx = bx.scale_by_sm3()
+    updates, state = tx.update(params, tx.init(params), params)
+    assert updates["matrix"].shape == (0, 3)
+    assert tx.update(params, state, params)[0]["matrix"].shape == (0, 3)
 
 
 def test_masked_step_size_is_per_leaf():
@@ -305,3 +344,50 @@ def test_trees_of_hyperparameters_within_compiled_code(make):
     got, expected = compiled(torch.tensor(0.1), params), step(torch.tensor(0.1), params)
     for name in params:
         torch.testing.assert_close(got[name], expected[name], rtol=0, atol=0)
+
+
+def test_what_is_refused_has_the_name_of_what_was_wrapped():
+    with pytest.raises(ValueError, match=r"member 1 of the chain \(centralize\) comes after member 0 \(project\)"):
+        bx.chain(bx.project(BOX), on_leaves(bx.centralize()))
+
+
+def _decorated(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+class _Doubling:
+    """An update that is no function, and says nothing of its arguments but that it takes any."""
+
+    def __call__(self, updates, state, params, **extra):
+        return 2 * updates, state
+
+    def __repr__(self):
+        return "doubling"
+
+
+def test_updates_that_are_decorated_or_no_functions():
+    params = torch.ones(2)
+    decorated = bx.chain(bx.GradientTransformation(by_value().init, _decorated(value_update)), bx.scale(2.0))
+    updates, _ = decorated.update(params, decorated.init(params), params, value=3.0)
+    assert updates.tolist() == [6, 6]
+    with pytest.raises(TypeError, match=r"no member of the chain takes the argument 'vlaue'; they take 'value'"):
+        decorated.update(params, decorated.init(params), params, vlaue=3.0)
+    anything = bx.GradientTransformation(lambda params: bx.EmptyState(), _Doubling())
+    chain = bx.chain(anything, bx.scale(2.0))
+    assert chain.update(params, chain.init(params), params, whatever=1)[0].tolist() == [4, 4]
+    assert "doubling" in repr(chain)
+
+
+def test_an_error_keeps_the_name_of_its_leaf_and_one_that_does_not_come_again_is_itself():
+    def inner(x):
+        raise ValueError("too long")
+
+    with pytest.raises(ValueError, match=r"^leaf 'b': too long$"):
+        tree.map(lambda x: tree.map(inner, {"b": x}), {"a": torch.zeros(1)})
+    calls = iter([ValueError("once")])
+    with pytest.raises(ValueError, match=r"^once$"):
+        tree.map(lambda x: (_ for _ in ()).throw(error) if (error := next(calls, None)) else x, {"a": torch.zeros(1)})

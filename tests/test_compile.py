@@ -13,6 +13,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.func import grad, vmap
 
 import boxopt as bx
+from boxopt.solve.quadratic import solve
 from tests.test_laws import assert_trees_equal, random_like
 
 CHAIN = bx.chain(bx.adam(0.1), bx.project(bx.Box(-1.0, 0.75)), bx.barrier(bx.Box(-1.0, 0.75), 1e-3))
@@ -423,3 +424,58 @@ def test_another_step_does_not_make_the_sizes_variable():
         bx.compile(shift, donate_argnums=0, backend=keep)(params)
     assert len(found) == 2
     assert all(type(size) is int for sizes in found for size in sizes)
+
+
+# --- formulas that only the compiler is given ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_if_compiling(monkeypatch):
+    """Calls a function as it is traced, but in eager mode, where its numbers show what the formulas say."""
+
+    def call(function, *arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)
+            return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["leaves", "packed"])
+def test_the_formulas_for_the_compiler_give_the_same_bits(as_if_compiling, layout, dtype):
+    """They round where the compiler would not, and compare where it would store: in eager mode that changes nothing."""
+    params = pytree.tree_map(lambda x: x.to(dtype), {**example(), "far": torch.tensor([-1.0, 0.75, 3.0, -1e-6])})
+    low = {"w": torch.linspace(-1, 0, 6, dtype=torch.float64).reshape(3, 2), "b": -0.3, "far": 1e-7}
+    box = bx.Box(low, torch.tensor(0.7000001, dtype=torch.float64))
+    tx = bx.chain(bx.adam(0.1), bx.masked(bx.scale(0.5), {"w": False, "b": True, "far": True}), bx.project(box))
+    if layout == "packed":
+        packed, form = as_if_compiling(bx.pack, params)
+        assert_trees_equal(packed.buffers, bx.pack(params)[0].buffers)
+        assert_trees_equal(as_if_compiling(form, packed), params)
+        keep = [True, False, True]
+        assert_trees_equal(as_if_compiling(form.mask, keep, packed), form.mask(keep, packed))
+        params = packed
+    state = tx.init(params)
+    for seed in range(3):
+        gradients = random_like(params, 3.0, seed)
+        expected = tx.update(gradients, state, params)
+        assert_trees_equal(as_if_compiling(tx.update, gradients, state, params), expected)
+        params, state = bx.apply_updates(params, expected[0]), expected[1]
+
+
+def test_small_systems_for_the_compiler_have_the_same_solutions(as_if_compiling):
+    factor = torch.randn(5, 4, 4, dtype=torch.float64)
+    matrix, right = factor @ factor.mT + torch.eye(4), torch.randn(5, 4, dtype=torch.float64)
+    solution = vmap(solve)(matrix, right)
+    torch.testing.assert_close(as_if_compiling(vmap(solve), matrix, right), solution, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((matrix @ solution[..., None])[..., 0], right)
+
+
+def test_checks_are_silent_in_what_is_compiled(as_if_compiling):
+    """Values cannot be read there. The upper bound decides, as in a batch."""
+    box = as_if_compiling(bx.Box, torch.tensor(1.0), torch.tensor(0.0))
+    tx = bx.project(box)
+    params = torch.zeros(2)
+    updates, _ = as_if_compiling(lambda: tx.update(torch.tensor([3.0, -3.0]), tx.init(params), params))
+    assert updates.tolist() == [0, 0]

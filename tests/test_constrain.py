@@ -410,3 +410,15 @@ def test_strengths_that_16_bits_do_not_hold():
     for mu in (1e30, torch.tensor(1e30, dtype=torch.float64)):
         tx = bx.add_barrier(bx.Box(-100.0, 100.0), mu)
         assert tx.update(torch.zeros_like(x), tx.init(x), x)[0].tolist() == [0.0, torch.inf]
+
+
+def test_an_intersection_is_coordinatewise_if_its_sets_are():
+    """So a penalty that is made coordinate by coordinate takes some, and is the box's."""
+    both, box = bx.sets.Intersection(bx.Box(None, 1.0), bx.sets.NonNegative()), bx.Box(0.0, 1.0)
+    params, gradients = torch.tensor([-2.0, 0.5, 3.0]), torch.tensor([0.1, -0.2, 0.3])
+    for kind in ("exact", "huber"):
+        of_both, of_box = (bx.chain(bx.sgd(0.5), bx.penalize(each, 0.3, kind)) for each in (both, box))
+        updates = [tx.update(gradients, tx.init(params), params)[0] for tx in (of_both, of_box)]
+        torch.testing.assert_close(*updates)
+    with pytest.raises(ValueError, match="coordinate by coordinate"):
+        bx.penalize(bx.sets.Intersection(box, bx.sets.Simplex()), 0.3, "exact")

@@ -141,3 +141,10 @@ def test_under_vmap_grad_and_compile():
 def test_a_vector_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match="it lacks leaf 'second'"):
         bx.hvp(loss, {"first": VECTOR["first"]}, PARAMS, INPUTS, TARGETS)
+
+
+def test_leaves_without_entries_have_no_curvature():
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(0, 3)}
+    diagonal = bx.hessian_diag(lambda p: (p["a"] ** 3).sum() + p["b"].sum(), params)
+    assert diagonal["a"].tolist() == [6, 12]
+    assert diagonal["b"].shape == (0, 3)

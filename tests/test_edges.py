@@ -290,3 +290,20 @@ def test_data_that_are_not_finite_have_no_solution():
     for found in (bx.nnls(matrix, right), bx.bvls(matrix, right, -0.5, 0.5)):
         assert found[0].isfinite().all()
         assert found[1].isnan().all()
+
+
+def test_bounds_of_integers_are_those_numbers():
+    box = bx.Box(torch.tensor([-1, 0]), torch.tensor([2**24 + 1, 1]))
+    x = torch.tensor([1e9, -3.0])
+    assert box.project(x).tolist() == [2.0**24, 0.0]  # inwards: float32 has no 2²⁴ + 1
+    assert float(box.violation(x)) == 1e9 - 2**24
+
+
+def test_parameters_without_memory():
+    """On the device "meta" there are shapes alone: what a state takes is known before there is memory for it."""
+    tx = bx.chain(bx.adam(0.1), bx.project(bx.Box(0.0, 1.0)), bx.barrier(bx.Box(0.0, 1.0), 0.1))
+    params = {"a": torch.zeros(3, device="meta"), "b": [torch.zeros(2, 2, dtype=torch.bfloat16, device="meta")] * 12}
+    updates, state = tx.update(params, tx.init(params), params)
+    assert [leaf.shape for leaf in updates["b"]] == [(2, 2)] * 12
+    assert updates["b"][0].dtype == torch.bfloat16
+    assert all(leaf.device.type == "meta" for leaf in torch.utils._pytree.tree_leaves((updates, state)) if leaf.ndim)

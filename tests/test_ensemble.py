@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import boxopt as bx
+from boxopt.core import storage
 from tests.registry import Hyper
 from tests.test_laws import assert_trees_equal, ensemble_hyper, every_entry, example_params, member
 
@@ -258,3 +259,9 @@ def test_an_ensemble_on_the_cpu_is_stepped_on_the_gpu():
         params, state, losses = chunks(params, state, h, target)
     assert params["scale"].device.type == losses.device.type == "cpu"
     assert_trees_equal((params, state, losses), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_tensor_and_what_has_no_memory_shares_none():
+    train = bx.chunked(lambda p, rate: p - rate, 2, in_dims=(0, None), donate_argnums=0)
+    assert train(torch.tensor([1.0, 2.0, 3.0]), 0.5).tolist() == [0.5, 1.5, 2.5]
+    assert not storage.share(torch.zeros(3, device="meta"), torch.zeros(3, device="meta"))

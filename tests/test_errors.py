@@ -54,6 +54,27 @@ RAISED = {
     "one of rtol and atol is positive": lambda: bx.contrib.reduce_on_plateau(rtol=0.0, atol=0.0),
     "penalty is made coordinate by coordinate": lambda: bx.penalize(bx.sets.Simplex(), 0.1, "exact"),
     "give one of these paths, or a filter": lambda: bx.tree_get((ADAM.init(X), ADAM.init(X)), "count"),
+    "Intersection needs at least one set": lambda: bx.sets.Intersection(),
+    "Sum needs at least one term": lambda: bx.regularizers.Sum(),
+    "matrix is a tensor of shape [m, n]": lambda: bx.sets.Affine([[1.0]], 0.0),
+    "the matrix has 2 columns, the vectors along dim=-1": lambda: bx.sets.Affine(torch.eye(2), torch.zeros(2)).check(X),
+    "expected a matrix and its dimension numbers, got the shape (3,)": lambda: bx.contrib.scale_by_muon(
+        weight_dimension_numbers=bx.contrib.MuonDimensionNumbers()
+    ).update(X[0], bx.contrib.scale_by_muon().init(X[0]), X[0]),
+    "the dimensions of rows and columns differ": lambda: bx.contrib.galore(
+        0.1, 1, weight_dimension_numbers=bx.contrib.GaLoreDimensionNumbers(0, 0)
+    ).init(X),
+    "each dimension is one of rows or columns": lambda: bx.contrib.galore(
+        0.1, 1, weight_dimension_numbers=bx.contrib.GaLoreDimensionNumbers(0, 1)
+    ).init(torch.zeros(2, 3, 4)),
+    "expected a ScheduleFreeState, got ": lambda: bx.contrib.schedule_free_eval_params(ADAM.init(X), X),
+    "parameters without leaves do not say how many problems": lambda: bx.minimize(
+        lambda p: X.sum(), {}, bx.lbfgsb(BOX), batch_dims=1
+    ),
+    "jac is True, a function, '2-point' or left out, got 'exact'": lambda: bx.scipy_minimize(
+        lambda x: (x**2).sum(), [1.0], jac="exact"
+    ),
+    "a tensor can be overwritten by a tensor, got float": lambda: bx.chunked(lambda p: 1.0, 2, donate_argnums=0)(X),
     "the state has another structure than expected": lambda: bx.state_from_dict({}, ADAM.init(X)),
 }
 

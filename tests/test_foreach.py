@@ -206,3 +206,10 @@ def test_clamps_and_leaves_of_which_some_are_large_take_the_quick_way(dim):
     assert calls == [foreach.Leaves, torch.Tensor]
     for one, other in zip(result, expected, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_leaves_have_not_in_common_is_asked_of_each():
+    """A function that looks at a leaf's ``ndim`` cannot take them all at once."""
+    leaves = many(torch.float32, torch.Generator().manual_seed(0))
+    doubled = foreach.map(lambda x: x * 2 if x.ndim == 0 else x + x, leaves)
+    assert_same_bits(doubled, tree.map(lambda x: x + x, leaves))

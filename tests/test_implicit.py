@@ -256,3 +256,22 @@ def test_through_minimize():
     along = sum((slope * move).sum() for slope, move in zip(slopes, moves, strict=True))
     assert all(slope.any() for slope in slopes)
     torch.testing.assert_close(along, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+def test_what_does_not_depend_on_anything_has_derivative_0():
+    """The point from which the solver starts, and tangents of nothing else."""
+    minimizer = bx.implicit_minimizer(descent(quartic, steps=5), quartic, bounds)
+    solution, tangent = torch.func.jvp(lambda start: minimizer(start, TARGET, WIDTH).params, (START,), (START + 1,))
+    assert torch.equal(solution, minimizer(START, TARGET, WIDTH).params)
+    assert not tangent.any()
+
+
+def test_few_steps_of_conjugate_gradients_are_an_approximation():
+    exact = bx.implicit_minimizer(descent(quartic, steps=150), quartic, bounds, linear_solver="dense")
+    few = [
+        bx.implicit_minimizer(descent(quartic, steps=150), quartic, bounds, max_steps=count) for count in (1, SIZE + 2)
+    ]
+    slope = lambda solve: grad(lambda target: solve(START, target, WIDTH).params.sum())(TARGET)  # noqa: E731
+    errors = [float((slope(solve) - slope(exact)).abs().max()) for solve in few]
+    assert 1e-6 < errors[0] < 1
+    assert errors[1] < 1e-8

@@ -359,3 +359,11 @@ def test_a_damping_in_another_dtype_takes_the_parameters():
     params = torch.tensor([0.5], dtype=torch.float32)
     state = bx.levenberg_marquardt(damping=torch.tensor(0.1, dtype=torch.float64)).init(params)
     assert state.damping.dtype == torch.float32
+
+
+def test_a_fit_says_how_it_went_and_nothing_takes_no_steps():
+    fit = bx.least_squares(lambda p: p - 3.0, torch.zeros(2), bx.Box(0.0, 1.0))
+    assert str(fit).startswith("converged")
+    assert "value 4, optimality 0" in str(fit)
+    none = bx.least_squares(lambda p: p - 3.0, torch.zeros(0, 2), bx.Box(0.0, 1.0), batch_dims=1)
+    assert none.params.shape == (0, 2)

@@ -694,3 +694,36 @@ def test_scipy_minimize_limits_and_callbacks():
         run(options={"maxitre": 3})
     with pytest.raises(ValueError, match="pairs of bounds"):
         run(bounds=[(0, 1)])
+
+
+def test_a_constant_and_nothing_to_change():
+    start = {"x": torch.zeros(0, 3)}
+    fit = bx.minimize(lambda p: (p["x"] ** 2).sum(), start, bx.lbfgsb(bx.Box(0.0, 1.0)), batch_dims=1)
+    assert fit.value.shape == (0,)
+
+
+def test_bounds_that_leave_out_a_masked_leaf_are_explained():
+    loss = lambda p: (p["a"] ** 2).sum() + p["b"] ** 2  # noqa: E731
+    start = {"a": torch.zeros(2, 2), "b": torch.zeros(2)}
+    bounded = lambda bounds: bx.chain(bx.sgd(0.1), bx.masked(bx.project(bx.Box(bounds)), "a"))  # noqa: E731
+    with pytest.raises(ValueError, match=r"not a pytree prefix of the parameters: .*extra key\(s\): \['b'\]"):
+        bx.minimize(loss, start, bounded({"a": 0.5}), batch_dims=1)
+    fit = bx.minimize(loss, start, bounded({"a": 0.5, "b": None}), batch_dims=1, max_steps=20)
+    assert (fit.params["a"] == 0.5).all()
+
+
+def test_starts_of_sets_that_are_no_boxes_are_around_the_first():
+    """The least of a concave loss is at one of the vertices, each of which is a place to stay."""
+    simplex, weights = bx.sets.Simplex(), torch.tensor([1.0, 2.0, 3.0], dtype=DTYPE)
+    loss = lambda x: -(weights * x * x).sum()  # noqa: E731
+    start = torch.tensor([1.0, 0.0, 0.0], dtype=DTYPE)
+    assert float(bx.minimize(loss, start, bx.spg(simplex)).value) == -1
+    assert bx.multistart(loss, start, bx.spg(simplex), 12).params.tolist() == [0, 0, 1]
+
+
+def test_scipy_minimize_of_what_torch_does_not_follow():
+    """A loss that computes with torch, but hands out what has no derivative, is differentiated by differences."""
+    found = bx.scipy_minimize(
+        lambda x: torch.as_tensor(x).detach().square().sum() + 1, [1.0, -2.0], bounds=[(0.5, 2)] * 2
+    )
+    np.testing.assert_allclose(found.x, 0.5)

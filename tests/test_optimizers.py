@@ -322,3 +322,13 @@ def test_adam_alone_with_its_defaults(nesterov):
             updates, state = ours.update(gradient, state, params)
             expected, their_state = theirs.update(jnp.asarray(gradient.numpy()), their_state)
             np.testing.assert_allclose(updates.numpy(), np.asarray(expected), rtol=1e-12)
+
+
+def test_the_units_of_clipping_may_be_named():
+    """Along the last dimension in the place of the first: the transpose's."""
+    params, gradients = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    rows, columns = bx.adaptive_grad_clip(0.1, axis=1), bx.adaptive_grad_clip(0.1)
+    by_rows, _ = rows.update(gradients, rows.init(params), params)
+    by_columns, _ = columns.update(gradients.mT, columns.init(params.mT), params.mT)
+    torch.testing.assert_close(by_rows, by_columns.mT)
+    assert (by_rows.norm(dim=1) <= 0.1 * params.norm(dim=1) * (1 + 1e-12)).all()

@@ -354,3 +354,14 @@ def test_bounds_of_each_member_of_stacked_parameters():
     upper = {"a": torch.arange(6.0).reshape(3, 2), "b": 0.5}
     packed, unpack = bx.pack(params, batch_dims=1)
     assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), {"a": upper["a"], "b": torch.full((3,), 0.5)})
+
+
+def test_rates_of_groups_reach_a_set_that_is_packed():
+    """Numbers, one for each group: the set's metric has them in the places of the groups' leaves."""
+    params = {"a": torch.tensor([0.5, 0.3, 0.2]), "b": torch.tensor([0.1, 0.9])}
+    gradients = random_like(params, 1.0, 3)
+    tx = bx.chain(bx.partition({"a": bx.scale(-0.1), "b": bx.scale(-0.7)}), bx.project(bx.sets.Simplex()))
+    packed, _ = bx.pack(params)
+    expected, _ = tx.update(gradients, tx.init(params), params)
+    updates, _ = tx.update(bx.pack(gradients)[0], tx.init(packed), packed)
+    assert_trees_equal(updates.unpack(), expected, atol=1e-7)

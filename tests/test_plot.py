@@ -7,6 +7,7 @@ import torch
 import boxopt as bx
 
 plot = pytest.importorskip("boxopt.plot", reason="matplotlib is not installed")
+from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.contour import ContourSet  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -80,6 +81,22 @@ def test_weights_and_ensembles():
     ax = plot.ensemble(uneven)
     assert [len(segment) for segment in ax.collections[0].get_segments()] == [3, 2]
     assert not ax.lines
+
+
+def test_without_walls_there_are_none(written):
+    ax = plot.trajectory(written["params"])
+    assert len(ax.lines) == 1
+    assert not any(len(drawn.get_segments()) for drawn in ax.collections if isinstance(drawn, LineCollection))
+    params = torch.tensor([-1.0, 0.0, 0.2])
+    assert not plot.weights(params).lines
+    ax = plot.weights(params, bx.Box(None, None))  # no bound that could be drawn
+    assert not ax.lines
+    assert ax.get_legend() is None
+
+
+def test_a_constant_has_no_contours(written):
+    ax = plot.trajectory(written["params"], BOX, lambda x: 0 * x.sum())
+    assert not any(isinstance(drawn, ContourSet) and len(drawn.levels) for drawn in ax.collections)
 
 
 def test_what_cannot_be_drawn(written):

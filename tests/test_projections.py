@@ -371,3 +371,19 @@ def test_transport_far_from_sums_that_are_small():
         )
         assert ((plan - point) ** 2).sum() <= ((peer - point) ** 2).sum() + 1e-4  # its sums are off by 1e-6
         assert np.abs(peer - plan).max() < 2e-2 / 32
+
+
+def test_sets_of_sets_say_what_they_are_of():
+    box, ball = bx.Box(0.0, 1.0), bx.sets.L2Ball(2.0)
+    assert repr(bx.sets.Intersection(box, ball)) == f"Intersection({box!r}, {ball!r})"
+    assert repr(bx.sets.ByPath({"a": ball})) == f"ByPath({{'a': {ball!r}}})"
+    x = torch.tensor([3.0, -1.0])
+    assert torch.equal(bx.sets.Intersection(ball).project(x), ball.project(x))
+
+
+def test_a_wide_orthogonal_matrix_has_the_tangents_of_its_transpose():
+    x = bx.sets.Stiefel().project(torch.randn(3, 5, dtype=torch.float64))
+    gradient = torch.randn(3, 5, dtype=torch.float64)
+    tangent = bx.sets.Stiefel().tangent(x, gradient)
+    torch.testing.assert_close(tangent, bx.sets.Stiefel().tangent(x.mT, gradient.mT).mT)
+    torch.testing.assert_close(x @ tangent.mT, -(tangent @ x.mT))  # to first order X Xᵀ stays as it is

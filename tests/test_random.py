@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from scipy import stats
 from torch.func import vmap
 
@@ -117,3 +118,22 @@ def test_normal_numbers_have_the_dtype_that_is_asked_for(dtype):
     assert numbers.dtype == dtype
     if dtype != torch.float64:
         assert torch.equal(numbers, normal(make_key(0), (5,), torch.float32).to(dtype))
+
+
+class _Pair:
+    """A node that only torch's pytrees know."""
+
+    def __init__(self, one, other):
+        self.parts = one, other
+
+
+pytree.register_pytree_node(_Pair, lambda pair: (list(pair.parts), None), lambda parts, _: _Pair(*parts))
+
+
+def test_noise_of_nodes_that_are_registered_with_torch_alone():
+    tx = bx.add_noise(1.0, 0.0, 0)
+    tensors = [torch.zeros(3), torch.zeros(3)]
+    pair, both = _Pair(*tensors), tuple(tensors)
+    updates, _ = tx.update(pair, tx.init(pair), pair)
+    expected, _ = tx.update(both, tx.init(both), both)
+    assert all(torch.equal(one, other) for one, other in zip(updates.parts, expected, strict=True))

@@ -272,6 +272,48 @@ def test_a_parameter_of_which_nothing_is_remembered_goes_on_with_the_others():
     assert torch.equal(params["b"], torch.full((2,), -0.25))
 
 
+def test_frozen_groups_steps_without_gradients_and_parameters_that_come_in_turn():
+    """Each is counted from its own beginning, also after loading."""
+    params = [torch.nn.Parameter(torch.full((2,), float(k))) for k in range(3)]
+    for param in params[:2]:
+        param.requires_grad_(False)
+    optimizer = bx.TorchOptimizer([{"params": params[:2]}, {"params": params[2:]}], bx.adam, lr=0.1)
+    optimizer.step()  # nothing has a gradient
+    assert [param[0].item() for param in params] == [0, 1, 2]
+
+    def step(count):
+        for param in params[:count]:
+            param.grad = torch.ones(2)
+        optimizer.step()
+
+    step(1)  # the first alone, then the second too
+    step(2)
+    counts = [int(optimizer.state[param]["0.count"]) for param in params[:2]]
+    assert counts == [2, 1]
+    before = [param.detach().clone() for param in params]
+    optimizer.load_state_dict(saved(optimizer.state_dict()))
+    step(3)
+    assert [int(optimizer.state[param]["0.count"]) for param in params] == [3, 2, 1]
+    for param, old in zip(params, before, strict=True):
+        torch.testing.assert_close(param.detach(), old - 0.1)  # Adam's step for gradients that are always 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_rates_that_are_tensors_and_settings_that_are_not_numbers(fused, quick_compile):
+    """A tensor may be changed in its place; another setting of a group is another step."""
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    rate = torch.tensor(0.5)
+    groups = [{"params": params[:1], "nesterov": False}, {"params": params[1:], "nesterov": True}]
+    optimizer = bx.TorchOptimizer(groups, bx.sgd, lr=rate, momentum=0.5, fused=fused)
+    for size in (0.5, 0.25):
+        rate.fill_(size)
+        for param in params:
+            param.grad = torch.ones(2)
+        optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((2,), -0.5 - 0.25 * 1.5))
+    torch.testing.assert_close(params[1].detach(), torch.full((2,), -0.5 * 1.5 - 0.25 * 1.75))
+
+
 def test_fused_and_unfused_states_are_one_format(quick_compile):
     model = make_model()
     kinds = [partial(bx.TorchOptimizer, transformation=MAKERS["adam, projected"], lr=0.03, fused=f) for f in (0, 1)]

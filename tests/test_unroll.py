@@ -222,3 +222,18 @@ def test_bad_steps(checkpoint):
         run(lambda c, _: ({**c, "y": c["x"]}, None))
     with pytest.raises(TypeError, match="expected a tensor"):
         run(lambda c, _: (c, 1.0))
+
+
+def test_a_step_that_names_what_is_defined_later_or_never():
+    """An empty cell is nothing to differentiate; the function that is rebuilt around it runs as before."""
+
+    def make(rate, other=False):
+        def step(carry, x):
+            return (offset + carry if other else carry * rate), None
+
+        if other:
+            offset = torch.ones(())
+        return step
+
+    slope = grad(lambda rate: bx.unroll(make(rate), torch.tensor(2.0), length=3, checkpoint=2)[0])(torch.tensor(0.5))
+    assert float(slope) == 2 * 3 * 0.25

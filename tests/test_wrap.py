@@ -654,3 +654,17 @@ def test_wrapped_steps_can_be_compiled_with_donation():
         expected, given = step(*expected), compiled(*given)
         torch.testing.assert_close(torch.utils._pytree.tree_leaves(given), torch.utils._pytree.tree_leaves(expected))
     assert rate == 0.1
+
+
+@pytest.mark.parametrize("wrapper", [bx.master_weights, bx.stochastic_rounding])
+def test_16_bit_steps_into_a_set_of_packed_vectors(wrapper):
+    """Such a set sees whole leaves."""
+    simplex = bx.sets.Simplex()
+    params = {"a": torch.full((4,), 0.25, dtype=torch.bfloat16), "b": torch.full((2,), 0.5, dtype=torch.bfloat16)}
+    packed, _ = bx.pack(params)
+    tx = wrapper(bx.chain(bx.sgd(0.1), bx.project(simplex)), simplex)
+    gradients = torch.utils._pytree.tree_map(lambda x: torch.arange(len(x), dtype=x.dtype), params)
+    updates, _ = tx.update(bx.pack(gradients)[0], tx.init(packed), packed)
+    after = bx.apply_updates(packed, updates).unpack()
+    assert float(bx.violation(simplex, after)) <= 0.02
+    assert all(leaf[0] > leaf[-1] for leaf in after.values())

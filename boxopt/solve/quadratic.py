@@ -87,7 +87,7 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """The solution of a symmetric positive definite system; not a number where the matrix is not so."""
+    """The solution of a symmetric positive definite system; some numbers where the matrix is not so."""
     if torch.compiler.is_compiling() and right.shape[-1] <= _UNROLLED:
         return _solve_unrolled(matrix, right)
     factor, _ = torch.linalg.cholesky_ex(matrix)
