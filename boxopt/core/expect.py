@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,7 @@ from boxopt.core import tree
 
 def is_number(value: Any) -> bool:
     """Whether this is a number or a tensor: a `Scalar`."""
-    return isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
+    return type(value) is float or (isinstance(value, (Tensor, Real)) and not isinstance(value, bool))
 
 
 def expect_annotated(function: Callable[..., Any], named: dict[str, Any]) -> None:
@@ -24,14 +25,19 @@ def expect_annotated(function: Callable[..., Any], named: dict[str, Any]) -> Non
     """
     if torch.compiler.is_compiling():
         return
+    for name, declared in _declared(function):
+        value = named.get(name)
+        if type(value) is float or name not in named or (value is None and declared.endswith(" | None")):
+            continue
+        (expect_numbers if declared.startswith("ScalarOrSchedule") else expect_number)(name, value)
+
+
+@lru_cache(maxsize=1024)
+def _declared(function: Callable[..., Any]) -> tuple[tuple[str, str], ...]:
+    """The names of a function's arguments that are declared so, and how."""
     annotations = getattr(function, "__annotations__", {})
-    for name, value in named.items():
-        declared = annotations.get(name, "")
-        if isinstance(declared, str) and "Scalar" in declared and not (value is None and "None" in declared):
-            if declared.startswith("ScalarOrSchedule"):
-                expect_numbers(name, value)
-            elif declared.removesuffix(" | None") == "Scalar":
-                expect_number(name, value)
+    kinds = ("Scalar", "Scalar | None", "ScalarOrSchedule", "ScalarOrSchedule | None")
+    return tuple((name, declared) for name, declared in annotations.items() if declared in kinds)
 
 
 def expect_number(name: str, value: Any) -> None:
