@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import optree
@@ -61,7 +61,7 @@ def is_leaf(value: Any) -> bool:
 _single = is_leaf  # for functions with an argument of that name
 
 
-def is_function(value: Any) -> bool:
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
     """Whether something is to be called, a schedule or a mask from the parameters, rather than a value or a tree."""
     return not isinstance(value, dict) and callable(value)  # the compiler cannot ask this of a dict
 
