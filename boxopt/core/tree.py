@@ -228,7 +228,7 @@ def expand(
     try:
         return optree.tree_map(repeat, prefix, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=_NAMESPACE)
     except (ValueError, TypeError) as error:
-        found, expected = {path for path, _ in prefix_items(prefix)}, set(paths(tree))
+        found, expected = ({path for path, _ in prefix_items(values)} for values in (prefix, tree))
         strange = sorted(
             path for path in found if path not in expected and not any(e.startswith(f"{path}.") for e in expected)
         )
