@@ -173,6 +173,13 @@ def test_prefixes_are_laid_out():
     assert rows.buffers["float32"].tolist() == [1, 1, 2, 2, 3, 3, 3]
     assert unpack.expand({"w": 2.0, "b": 2.0}, packed).buffers == {"float32": 2.0}
     assert unpack.expand(None, packed).buffers == {"float32": None}
+    rate = torch.tensor(0.1)
+    assert unpack.expand({"w": rate, "b": rate}, packed).buffers["float32"] is rate
+    assert unpack.expand({"w": rate, "b": rate + 1}, packed).buffers["float32"].tolist() == [rate] * 4 + [rate + 1] * 3
+    for value, dtype in ((0.5, torch.float32), (0.1, torch.float64)):  # which float32 does not hold
+        along = unpack.expand({"w": value, "b": 0.25}, packed).buffers["float32"]
+        assert along.dtype == dtype
+        assert along.tolist() == [value] * 4 + [0.25] * 3
     with pytest.raises(ValueError, match=r"leaf 'w': a value of shape \(3,\) does not broadcast"):
         unpack.expand({"w": torch.zeros(3), "b": 0.0}, packed)
 
@@ -354,3 +361,26 @@ def test_bounds_of_each_member_of_stacked_parameters():
     upper = {"a": torch.arange(6.0).reshape(3, 2), "b": 0.5}
     packed, unpack = bx.pack(params, batch_dims=1)
     assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), {"a": upper["a"], "b": torch.full((3,), 0.5)})
+    params = {"a": torch.full((3, 2, 2), 99.0), "b": torch.full((3, 2), 99.0)}
+    upper = {"a": torch.arange(12.0).reshape(3, 2, 2), "b": torch.arange(6.0).reshape(3, 2)}
+    packed, unpack = bx.pack(params, batch_dims=2)
+    assert packed.buffers["float32"].shape == (3, 2, 3)
+    assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), upper)
+
+
+def test_donated_parameters_are_refused_everywhere():
+    """Eager code would read what a compiled step has written over them."""
+    params = {"w": torch.zeros(3)}
+    packed, unpack = bx.pack(params)
+    step = bx.compile(lambda p: bx.apply_updates(p, p), donate_argnums=0, backend="eager")
+    step(params), step(packed)
+    tx = bx.sgd(0.1)
+    for use in (
+        lambda: tx.init(params),
+        lambda: bx.apply_updates(params, {"w": torch.ones(3)}),
+        lambda: bx.pack(params),
+        lambda: tx.init(packed),
+        lambda: unpack(packed),
+    ):
+        with pytest.raises(bx.ConsumedError, match=r"(the parameter|leaf 'w'|buffer 'float32') was donated to"):
+            use()

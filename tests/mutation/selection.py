@@ -25,7 +25,20 @@ class Area(NamedTuple):
 AREAS = {
     "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
-        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain", "torch_optimizer", "sets"],
+        [
+            *(
+                "combine",
+                "pack",
+                "foreach",
+                "random",
+                "state_access",
+                "bad_input",
+                "constrain",
+                "torch_optimizer",
+                "sets",
+            ),
+            *("traced", "sharded", "devices", "checkpoint", "edges", "tree", "search"),
+        ],
         ("chain", "masked", "packed", "noisy"),
     ),
     "box": Area(
