@@ -120,6 +120,7 @@ def test_what_cannot_be_packed_together(mesh):
     from torch.distributed.tensor import DTensor, Shard
 
     cut = sharded(WHOLE, mesh)
+    assert bx.pack({"row": cut["row"]})[0].buffers.keys() == {"float32_shard"}
     with pytest.raises(ValueError, match="leaf 'plain' is not sharded, other leaves are"):
         bx.pack({**cut, "plain": torch.zeros(2)})
     odd = DTensor.from_local(torch.zeros(1), mesh, [Shard(0)], run_check=False, shape=(3,), stride=(1,))

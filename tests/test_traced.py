@@ -39,6 +39,20 @@ def test_steps(entry, h, traced):
         assert_trees_equal(traced(run, wrap(entry.build(h)), params, 2), run(wrap(entry.build(h)), params, 2))
 
 
+def test_prefixes(traced):
+    """Bounds, rates and masks that differ from leaf to leaf, some of them left out."""
+    params = example_params()
+    bounds = bx.Box({"layer": -0.5, "scale": None}, {"layer": {"weight": None, "bias": torch.zeros(2)}, "scale": 0.1})
+    rates = {"layer": 0.3, "scale": 0.1}
+    for tx in (
+        bx.chain(bx.masked(bx.scale_by_adam(), "*weight"), bx.scale(rates), bx.prox(bx.L1(0.1)), bx.project(bounds)),
+        bx.partition({"*bias": bx.sgd(0.1), "*": bx.chain(bx.adam(0.1), bx.barrier(bx.Box(-2.0, 2.0), 0.01))}),
+        bx.chain(bx.masked(bx.adam(0.1), {"layer": True, "scale": False}), bx.penalize(bx.sets.L2Ball(0.1), 1.0)),
+    ):
+        for wrap in (lambda tx: tx, bx.packed):
+            assert_trees_equal(traced(run, wrap(tx), params, 2), run(wrap(tx), params, 2))
+
+
 def test_landing_next_to_a_bound(traced):
     """Sums that round out of the box are repaired, in 16 bits too."""
     random = torch.Generator().manual_seed(0)

@@ -55,7 +55,7 @@ def is_leaf(value: Any) -> bool:
     """Whether ``value`` is a single value rather than a container. ``None`` counts as a value: no bound, say."""
     if value is None or isinstance(value, (torch.Tensor, float, int)):
         return True
-    return optree.tree_is_leaf(value, none_is_leaf=True, namespace=_NAMESPACE)
+    return optree.tree_is_leaf(value, namespace=_NAMESPACE)
 
 
 _single = is_leaf  # for functions with an argument of that name
