@@ -230,7 +230,19 @@ def test_bounds_of_some_leaves_or_as_a_list():
         bx.project(bx.Box(lower=[0.0, 0.1])).init(torch.zeros(2))
 
 
-@pytest.mark.parametrize("build", [bx.scale, bx.scale_by_learning_rate, bx.add_decayed_weights])
+@pytest.mark.parametrize(
+    "build",
+    [
+        bx.scale,
+        bx.scale_by_learning_rate,
+        bx.add_decayed_weights,
+        lambda mu: bx.barrier(bx.Box(0.0), mu),
+        lambda mu: bx.add_barrier(bx.Box(0.0), mu),
+        lambda weight: bx.penalize(bx.Box(0.0), weight),
+        lambda weight: bx.add_penalty(bx.Box(0.0), weight),
+        lambda rate: bx.frank_wolfe(bx.Box(0.0, 1.0), rate),
+    ],
+)
 def test_rates_of_other_leaves_are_refused_by_init(build):
     """They were by the first update."""
     tx = build({"w": 0.1, "bias": 0.2})

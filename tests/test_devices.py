@@ -21,6 +21,27 @@ def test_steps(entry):
     assert devices((state, updates, new, bx.apply_updates(params, updates))) == {"meta"}
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        bx.scale_by_learning_rate,
+        bx.add_decayed_weights,
+        lambda schedule: bx.barrier(bx.Box(0.0, 1.0), schedule),
+        lambda schedule: bx.add_barrier(bx.Box(0.0, 1.0), schedule),
+        lambda schedule: bx.penalize(bx.Box(0.0, 1.0), schedule),
+        lambda schedule: bx.add_penalty(bx.Box(0.0, 1.0), schedule),
+        lambda schedule: bx.frank_wolfe(bx.Box(0.0, 1.0), schedule),
+        lambda schedule: bx.exponentiated_gradient(schedule),
+    ],
+)
+def test_schedules_count_there(build):
+    params = {"w": torch.zeros(3, device="meta")}
+    tx = build(bx.linear_schedule(1.0, 0.1, 9))
+    state = tx.init(params)
+    assert devices(state) == {"meta"}
+    assert devices(tx.update(params, state, params)) == {"meta"}
+
+
 def test_leaves_on_several_devices():
     params = {"a": torch.ones(2), "b": torch.ones(3, device="meta"), "c": torch.zeros(1)}
     packed, unpack = bx.pack(params)
