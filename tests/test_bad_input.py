@@ -67,6 +67,10 @@ def test_bounds_that_are_no_numbers(bound, message):
             bx.Box(upper={"layer": {"weight": 1.0, "bias": torch.ones(4, 3)}}),
             r"leaf 'layer\.bias': the upper bound has shape \(4, 3\)",
         ),
+        (
+            bx.Box(lower={"layer": {"weight": torch.zeros(2), "bias": None}}),
+            r"leaf 'layer\.weight': the lower bound has shape \(2,\), which does not broadcast to .* shape \(2, 3\)",
+        ),
     ],
 )
 @pytest.mark.parametrize(

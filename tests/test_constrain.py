@@ -46,6 +46,13 @@ def test_corners_of_a_box():
     assert box.linear_minimizer(torch.full((4,), -0.5)).tolist() == [4.0, inf, 5.0, -3.0]
 
 
+def test_leaves_without_numbers_are_feasible():
+    box, params = bx.Box({"a": 0.0, "b": None}, 1.0), {"a": torch.zeros(0, 3), "b": torch.tensor([1.5, -9.0])}
+    assert float(box.violation(params)) == 0.5
+    assert float(box.violation({"a": params["a"], "b": params["b"][:0]})) == 0
+    assert float(box.barrier(params | {"b": torch.zeros(2)})) == 0
+
+
 def test_landing_is_on_the_bound_itself():
     start = torch.tensor([0.3])
     assert float(start + bx.Box(0.0, 1.0).land(start, torch.tensor([1.0]))) == 1.0
