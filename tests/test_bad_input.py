@@ -131,6 +131,23 @@ def test_negative_strengths(build):
         build("1")
 
 
+def test_negative_strengths_are_named():
+    box = bx.Box(0.0, 1.0)
+    for build, name in (
+        (lambda: bx.barrier(box, -1.0), "mu"),
+        (lambda: bx.add_barrier(box, {"a": 1.0, "w": -1.0}), "mu of leaf 'w'"),
+        (lambda: bx.add_barrier(box, 1.0, -1.0), "relax"),
+        (lambda: bx.penalize(box, -1.0), "weight"),
+        (lambda: bx.penalize(box, 1.0, "huber", -1.0), "delta"),
+        (lambda: bx.add_penalty(box, 1.0, "huber", -1.0), "delta"),
+        (lambda: bx.penalty(box, torch.zeros(1), "huber", -1.0), "delta"),
+        (lambda: bx.frank_wolfe(box, -1.0), "step_size"),
+        (lambda: bx.frank_wolfe(box, lipschitz=-1.0), "lipschitz"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is not negative, got -1.0$"):
+            build()
+
+
 def test_kinds_and_steps():
     with pytest.raises(ValueError, match=r"kind is one of 'quadratic', 'exact', 'huber', got 'cubic'"):
         bx.penalize(bx.Box(0.0), 1.0, "cubic")

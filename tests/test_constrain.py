@@ -148,6 +148,14 @@ def test_projections_are_in_the_metric_of_the_step_size(constraint, step_size):
     torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_step_of_unknown_size_counts_as_one_of_size_1():
+    params = torch.tensor([0.5, 0.3, 0.2])
+    updates = torch.tensor([0.7, -0.4, 0.1])
+    for tx in (STEPS[name] for name in ("simplex", "straight through", "barrier", "penalize", "prox", "mirror")):
+        alone = tx.update(updates, tx.init(params), params)[0]
+        torch.testing.assert_close(alone, tx.update(updates, tx.init(params), params, step_size=1.0)[0], rtol=0, atol=0)
+
+
 def test_adam_reaches_a_vertex_of_the_simplex():
     """With the nearest point in Adam's metric; the nearest in the plain one would never leave the centre."""
     costs = torch.tensor([1.0, 2.0, 3.0])
