@@ -143,6 +143,9 @@ def test_a_misspelt_argument_raises():
         tx.update(params, tx.init(params), params, vlaue=3.0)
     with pytest.raises(TypeError, match=r"takes the argument 'value'; they take no extra argument"):
         bx.chain(bx.sgd(1.0)).update(params, bx.chain(bx.sgd(1.0)).init(params), params, value=3.0)
+    asks_for_step_sizes = bx.chain(bx.sgd(1.0), bx.project(bx.sets.L2Ball(1.0)))
+    with pytest.raises(TypeError, match=r"'value'; they take no extra argument"):
+        asks_for_step_sizes.update(params, asks_for_step_sizes.init(params), params, value=3.0)
     with pytest.raises(TypeError, match="value"):
         bx.scale(1.0).update(params, bx.EmptyState(), params, value=3.0)
 

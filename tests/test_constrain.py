@@ -53,6 +53,18 @@ def test_leaves_without_numbers_are_feasible():
     assert float(box.barrier(params | {"b": torch.zeros(2)})) == 0
 
 
+def test_violations_are_distances():
+    for box, x, expected in (
+        (bx.Box(-1.0, 1.0), [-3.0, 2.5], 2.0),
+        (bx.Box(-1.0, 1.0), [-1.5, 2.5], 1.5),
+        (bx.Box(0.5, 1.0), [-1.0, 0.75], 1.5),
+        (bx.Box(None, -0.5), [-1.0, 0.75], 1.25),
+        (bx.Box(-0.5), [-2.0, 9.0], 1.5),
+        (bx.Box(-1.0, 1.0), [-1.0, 1.0], 0.0),
+    ):
+        assert float(box.violation(torch.tensor(x))) == expected
+
+
 def test_landing_is_on_the_bound_itself():
     start = torch.tensor([0.3])
     assert float(start + bx.Box(0.0, 1.0).land(start, torch.tensor([1.0]))) == 1.0
@@ -95,8 +107,9 @@ def test_what_strengths_are_by_default():
     assert move.update(zero, move.init(x), x)[0].tolist() == [-1.0, -0.25, 0.25, 1.0]
     add = bx.add_barrier(box, 0.5)
     assert add.update(zero[:1], add.init(zero[:1]), zero[:1])[0].item() == pytest.approx(0.5 * (1 - 2 / 1e-3))
-    slope = grad(lambda x: bx.log_barrier(box, x))(zero[:1]).item()
-    assert slope == pytest.approx(1 - 2 / 1e-3)
+    for value in (lambda x: bx.log_barrier(box, x), box.barrier):
+        assert grad(value)(zero[:1]).item() == pytest.approx(1 - 2 / 1e-3)
+    assert box.barrier_gradient(zero[:1]).item() == pytest.approx(1 - 2 / 1e-3)
 
 
 SIMPLEX = bx.sets.Simplex()

@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch.func import functional_call, grad, vmap
 
 import boxopt as bx
+from boxopt.core import tree
 from tests.registry import ENTRIES, Hyper
 from tests.test_laws import assert_trees_equal, example_params, random_like, run, skip_exempt
 
@@ -250,6 +251,32 @@ def test_what_is_not_declared_elementwise_gets_whole_leaves():
     tx = bx.on_leaves(mine)
     assert tx.update(values, tx.init(values), values)[0].buffers["float32"].tolist() == [-2, 2, -1, 1]
     assert bx.on_leaves(bx.adam(0.1)).update is bx.adam(0.1).update or bx.on_leaves(bx.identity()) == bx.identity()
+
+
+def test_what_is_declared_elementwise_gets_the_buffers():
+    seen = []
+
+    @bx.elementwise
+    def halve(updates, state, params):
+        seen.append(type(updates))
+        return tree.map(lambda u: u / 2, updates), state
+
+    tx = bx.chain(bx.GradientTransformation(lambda params: bx.EmptyState(), halve), bx.sgd(1.0))
+    params = {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[2.0], [4.0]])}
+    packed, _ = bx.pack(params)
+    assert tx.update(packed, tx.init(packed), packed)[0].buffers["float32"].tolist() == [-0.5, -2.5, -1, -2]
+    assert seen == [bx.Packed]
+
+
+def test_two_prefixes_of_which_one_is_packed():
+    packed, _ = bx.pack({"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([2.0])})
+    for prefix, expected in (
+        (3.0, [-2, 2, -1]),
+        ({"a": 3.0, "b": 1.0}, [-2, 2, 1]),
+        ({"a": torch.ones(2), "b": 2.0}, [0, 4, 0]),
+    ):
+        assert tree.combine(torch.sub, packed, prefix).buffers["float32"].tolist() == expected
+        assert tree.combine(lambda x, y: y - x, prefix, packed).buffers["float32"].tolist() == expected
 
 
 def test_selected_leaves_keep_their_names():

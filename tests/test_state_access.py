@@ -105,6 +105,13 @@ def test_map_params():
     assert bx.tree_get(stacked, "0.adam.count").shape == (5,)
 
 
+def test_map_the_other_numbers_of_a_state():
+    state = bx.chain(bx.scale_by_adam(), bx.trace(0.9)).init({"w": torch.ones(2)})
+    new = bx.tree_map_params({"w": torch.ones(2)}, lambda leaf: leaf, state, transform_non_params=lambda leaf: leaf + 7)
+    assert new[0].count == 7
+    assert bx.tree_get(new, "mu")["w"].tolist() == [0, 0]
+
+
 def test_map_params_passes_over_what_is_missing():
     params = {"a": torch.ones(2), "b": None, "c": [torch.ones(3)]}
     state = bx.chain(bx.scale_by_adam(), bx.trace(0.9)).init(params)

@@ -127,6 +127,9 @@ def test_prefixes():
     assert tree.expand({"b": [1, "x"], "a": 2.0, "none": None}, values) == {"b": [1, "x"], "a": 2.0, "none": None}
     assert tree.map_prefix(lambda x: (x,), {"a": None, "b": 1}) == {"a": (None,), "b": (1,)}
     assert tree.prefix_items({"b": None, "a": [1, 2]}) == [("b", None), ("a.0", 1), ("a.1", 2)]
+    summary = "expected a prefix of dict with leaf 'b.0', leaf 'b.1', leaf 'a', got list with leaf '0', leaf '1';"
+    with pytest.raises(ValueError, match=summary):
+        tree.expand([1.0, 2.0], values)
     for bad, message in (
         ({"b": 1.0, "c": 2.0, "none": None}, r"the parameters have no leaf 'c'$"),
         ({"b": 1.0, "none": None}, r"it lacks leaf 'a'; where there is no bound, write None$"),
@@ -204,5 +207,7 @@ def test_errors_name_their_leaf_once():
             tree.map(fail, {"a": 1, "b": [3, 2]}, {"a": 1, "b": [3, 2]})
         with pytest.raises(kind, match=r"^leaf 'outer': leaf 'b\.1'|^leaf 'b\.1': it is two$"):
             tree.map(lambda x: tree.map(fail, {"a": 1, "b": [3, 2]}), {"outer": 1})
+        with pytest.raises(kind, match=r"^leaf 'b\.0': it is two$"):  # of leaves that are pairs
+            tree.map(lambda pair: fail(pair[1]), {"a": (2, 1), "b": [(1, 2)]}, is_leaf=lambda x: isinstance(x, tuple))
         with pytest.raises(kind, match=r"^the single leaf: it is two$"):
             tree.map(fail, 2)
