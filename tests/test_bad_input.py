@@ -169,15 +169,19 @@ def test_silent_and_defined_where_values_cannot_be_read():
     torch.testing.assert_close(vmap(step)(low, high, x), torch.tensor(expected))
     compiled = torch.compile(vmap(step), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(low, high, x), torch.tensor(expected))
-    below = vmap(step, (None, 0, 0))(-1.0, high, x)  # one bound a number
-    torch.testing.assert_close(below, torch.tensor([[-1.0, 0.5, 1.0]] * 3 + [[-1.0, 0.5, 5.0]]))
-    above = vmap(step, (0, None, 0))(low, 3.0, x)
-    torch.testing.assert_close(above, torch.tensor([[0.0, 0.5, 3], [2, 2, 3], [-5, 0.5, 3], [0, 0.5, 3]]))
 
     def barrier(low, high, x):
         return bx.Box(low, high).prox_barrier(x, 1e-3)
 
     assert torch.isfinite(vmap(barrier)(low[:2], high[:2], x[:2])).all()
+
+
+def test_a_bound_that_is_nan_beside_one_that_is_a_number():
+    x, nan = torch.tensor([-5.0, 0.5, 5.0]), torch.tensor([1.0, math.nan])
+    below = vmap(lambda high: bx.Box(-1.0, high).project(x))(nan)
+    torch.testing.assert_close(below, torch.tensor([[-1.0, 0.5, 1.0], [-1.0, 0.5, 5.0]]))
+    above = vmap(lambda low: bx.Box(low, 3.0).project(x))(nan)
+    torch.testing.assert_close(above, torch.tensor([[1.0, 1.0, 3.0], [-5.0, 0.5, 3.0]]))
 
 
 @given(

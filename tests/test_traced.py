@@ -47,7 +47,7 @@ def test_prefixes(traced):
     for tx in (
         bx.chain(bx.masked(bx.scale_by_adam(), "*weight"), bx.scale(rates), bx.prox(bx.L1(0.1)), bx.project(bounds)),
         bx.partition({"*bias": bx.sgd(0.1), "*": bx.chain(bx.adam(0.1), bx.barrier(bx.Box(-2.0, 2.0), 0.01))}),
-        bx.chain(bx.masked(bx.adam(0.1), {"layer": True, "scale": False}), bx.penalize(bx.sets.L2Ball(0.1), 1.0)),
+        bx.chain(bx.scale(rates), bx.masked(bx.adam(0.1), "layer*"), bx.penalize(bx.sets.L2Ball(0.1), 1.0)),
     ):
         for wrap in (lambda tx: tx, bx.packed):
             assert_trees_equal(traced(run, wrap(tx), params, 2), run(wrap(tx), params, 2))

@@ -202,12 +202,13 @@ def test_errors_name_their_leaf_once():
             raise kind("it is two")
         return x
 
+    pairs = {"a": (2, 1), "b": [(1, 2)]}
     for kind in (ValueError, TypeError):
         with pytest.raises(kind, match=r"^leaf 'b\.1': it is two$"):
             tree.map(fail, {"a": 1, "b": [3, 2]}, {"a": 1, "b": [3, 2]})
-        with pytest.raises(kind, match=r"^leaf 'outer': leaf 'b\.1'|^leaf 'b\.1': it is two$"):
+        with pytest.raises(kind, match=r"^leaf 'b\.1': it is two$"):
             tree.map(lambda x: tree.map(fail, {"a": 1, "b": [3, 2]}), {"outer": 1})
         with pytest.raises(kind, match=r"^leaf 'b\.0': it is two$"):  # of leaves that are pairs
-            tree.map(lambda pair: fail(pair[1]), {"a": (2, 1), "b": [(1, 2)]}, is_leaf=lambda x: isinstance(x, tuple))
+            tree.map(lambda one, two: fail(two[1]), pairs, pairs, is_leaf=lambda x: isinstance(x, tuple))
         with pytest.raises(kind, match=r"^the single leaf: it is two$"):
             tree.map(fail, 2)
