@@ -68,6 +68,10 @@ def test_bounds_that_are_no_numbers(bound, message):
             bx.Box(upper={"layer": {"weight": 1.0, "bias": torch.ones(4, 3)}}),
             r"leaf 'layer\.bias': the upper bound has shape \(4, 3\)",
         ),
+        (
+            bx.Box(lower={"layer": {"weight": torch.zeros(2), "bias": None}}),
+            r"leaf 'layer\.weight': the lower bound has shape \(2,\), which does not broadcast to .* shape \(2, 3\)",
+        ),
     ],
 )
 @pytest.mark.parametrize(
@@ -128,6 +132,23 @@ def test_negative_strengths(build):
         build("1")
 
 
+def test_negative_strengths_are_named():
+    box = bx.Box(0.0, 1.0)
+    for build, name in (
+        (lambda: bx.barrier(box, -1.0), "mu"),
+        (lambda: bx.add_barrier(box, {"a": 1.0, "w": -1.0}), "mu of leaf 'w'"),
+        (lambda: bx.add_barrier(box, 1.0, -1.0), "relax"),
+        (lambda: bx.penalize(box, -1.0), "weight"),
+        (lambda: bx.penalize(box, 1.0, "huber", -1.0), "delta"),
+        (lambda: bx.add_penalty(box, 1.0, "huber", -1.0), "delta"),
+        (lambda: bx.penalty(box, torch.zeros(1), "huber", -1.0), "delta"),
+        (lambda: bx.frank_wolfe(box, -1.0), "step_size"),
+        (lambda: bx.frank_wolfe(box, lipschitz=-1.0), "lipschitz"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is not negative, got -1.0$"):
+            build()
+
+
 def test_kinds_and_steps():
     with pytest.raises(ValueError, match=r"kind is one of 'quadratic', 'exact', 'huber', got 'cubic'"):
         bx.penalize(bx.Box(0.0), 1.0, "cubic")
@@ -154,6 +175,14 @@ def test_silent_and_defined_where_values_cannot_be_read():
         return bx.Box(low, high).prox_barrier(x, 1e-3)
 
     assert torch.isfinite(vmap(barrier)(low[:2], high[:2], x[:2])).all()
+
+
+def test_a_bound_that_is_nan_beside_one_that_is_a_number():
+    x, nan = torch.tensor([-5.0, 0.5, 5.0]), torch.tensor([1.0, math.nan])
+    below = vmap(lambda high: bx.Box(-1.0, high).project(x))(nan)
+    torch.testing.assert_close(below, torch.tensor([[-1.0, 0.5, 1.0], [-1.0, 0.5, 5.0]]))
+    above = vmap(lambda low: bx.Box(low, 3.0).project(x))(nan)
+    torch.testing.assert_close(above, torch.tensor([[1.0, 1.0, 3.0], [-5.0, 0.5, 3.0]]))
 
 
 @given(
@@ -227,7 +256,19 @@ def test_bounds_of_some_leaves_or_as_a_list():
         bx.project(bx.Box(lower=[0.0, 0.1])).init(torch.zeros(2))
 
 
-@pytest.mark.parametrize("build", [bx.scale, bx.scale_by_learning_rate, bx.add_decayed_weights])
+@pytest.mark.parametrize(
+    "build",
+    [
+        bx.scale,
+        bx.scale_by_learning_rate,
+        bx.add_decayed_weights,
+        lambda mu: bx.barrier(bx.Box(0.0), mu),
+        lambda mu: bx.add_barrier(bx.Box(0.0), mu),
+        lambda weight: bx.penalize(bx.Box(0.0), weight),
+        lambda weight: bx.add_penalty(bx.Box(0.0), weight),
+        lambda rate: bx.frank_wolfe(bx.Box(0.0, 1.0), rate),
+    ],
+)
 def test_rates_of_other_leaves_are_refused_by_init(build):
     """They were by the first update."""
     tx = build({"w": 0.1, "bias": 0.2})

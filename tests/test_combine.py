@@ -124,6 +124,24 @@ def test_masked_step_size_is_per_leaf():
     assert size["b"]["d"] == 1.0
 
 
+def test_masked_step_sizes_of_packed_parameters():
+    """They are along the buffers, or numbers, and the numbers of each leaf are those without packing."""
+    params = {"a": torch.ones(2), "b": {"c": torch.full((3,), 2.0), "d": torch.ones(1)}}
+    ones = torch.utils._pytree.tree_map(torch.ones_like, params)
+    packed, unpack = bx.pack(params)
+    for tx in (
+        bx.masked(bx.scale(0.5), {"a": True, "b": False}),
+        bx.masked(bx.scale_by_rms(0.75), "b.c"),
+        bx.chain(bx.scale({"a": 2.0, "b": 3.0}), bx.masked(bx.scale_by_rss(), "b.c")),
+        bx.chain(bx.scale_by_rms(0.75), bx.masked(bx.scale({"a": 2.0, "b": 3.0}), True)),
+    ):
+        ball = bx.penalize(bx.sets.L2Ball(0.1), 1.0)
+        expected = bx.chain(tx, ball).update(ones, bx.chain(tx, ball).init(params), params)[0]
+        found = bx.chain(tx, ball).update(unpack.pack(ones), bx.chain(tx, ball).init(packed), packed)[0]
+        for one, other in zip(*map(torch.utils._pytree.tree_leaves, (unpack(found), expected)), strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_step_sizes_of_prefixes_of_different_depth():
     params = {"a": torch.zeros(2), "b": {"c": torch.zeros(1), "d": torch.zeros(1)}, "e": None}
     ones = torch.utils._pytree.tree_map(lambda x: None if x is None else torch.ones_like(x), params)
@@ -162,8 +180,22 @@ def test_a_misspelt_argument_raises():
         tx.update(params, tx.init(params), params, vlaue=3.0)
     with pytest.raises(TypeError, match=r"takes the argument 'value'; they take no extra argument"):
         bx.chain(bx.sgd(1.0)).update(params, bx.chain(bx.sgd(1.0)).init(params), params, value=3.0)
+    asks_for_step_sizes = bx.chain(bx.sgd(1.0), bx.project(bx.sets.L2Ball(1.0)))
+    with pytest.raises(TypeError, match=r"'value'; they take no extra argument"):
+        asks_for_step_sizes.update(params, asks_for_step_sizes.init(params), params, value=3.0)
     with pytest.raises(TypeError, match="value"):
         bx.scale(1.0).update(params, bx.EmptyState(), params, value=3.0)
+
+
+def test_extra_arguments_reach_a_condition():
+    """Which a wrapper takes besides what its member does."""
+    sometimes = bx.conditionally_transform(by_value(), lambda step, good: good, forward_extra_args=True)
+    tx, params = bx.chain(sometimes, bx.sgd(1.0)), torch.zeros(1)
+    for good, expected in ((True, -3.0), (False, -1.0)):
+        updates, _ = tx.update(torch.ones(1), tx.init(params), params, value=3.0, good=torch.tensor(good))
+        assert updates == expected
+    with pytest.raises(TypeError, match=r"'goood'; they take 'good', 'value'"):
+        tx.update(torch.ones(1), tx.init(params), params, value=3.0, goood=True)
 
 
 def test_a_users_function_with_any_arguments_gets_them_all():
@@ -172,6 +204,26 @@ def test_a_users_function_with_any_arguments_gets_them_all():
 
     tx = bx.chain(bx.GradientTransformation(lambda params: bx.EmptyState(), update))
     assert tx.update(torch.ones(1), tx.init(torch.ones(1)), torch.ones(1), value=2.0)[0] == 2
+
+
+def test_what_is_no_plain_function_names_its_arguments_too():
+    class Update:
+        def __call__(self, updates, state, params, *, value):
+            return updates * value, state
+
+    class Greedy:
+        def __call__(self, updates, state, params, *, value, **extra):
+            return updates * value * extra["more"], state
+
+    params = torch.ones(1)
+    init = bx.identity().init
+    for update in (Update(), functools.wraps(value_update)(lambda *args, **named: value_update(*args, **named))):
+        tx = bx.chain(bx.GradientTransformation(init, update), bx.project(bx.Box(-9.0, 9.0)))
+        assert tx.update(params, tx.init(params), params, value=3.0)[0] == 3
+        with pytest.raises(TypeError, match=r"'more'; they take 'value'"):
+            tx.update(params, tx.init(params), params, value=3.0, more=2.0)
+    tx = bx.chain(bx.GradientTransformation(init, Greedy()))
+    assert tx.update(params, tx.init(params), params, value=3.0, more=2.0)[0] == 6
 
 
 # --- what may follow a finished step ---------------------------------------------------------------------------------
@@ -194,6 +246,21 @@ def test_refuses_to_move_a_finished_step(members):
         bx.chain(*members)
 
 
+def test_refusals_name_the_members():
+    after = r"member 2 of the chain \(scale\) comes after member 1 \(project\), a finished step"
+    with pytest.raises(ValueError, match=after):
+        bx.chain(bx.sgd(0.1), bx.project(BOX), bx.scale(0.5))
+    named = r"member last of the chain \(trace\) comes after member first \(barrier\)"
+    wrapped = r"comes after member 0 \(project"
+    with pytest.raises(ValueError, match=wrapped):
+        bx.chain(bx.on_leaves(bx.project(bx.sets.L2Ball(1.0))), bx.scale(0.5))
+    with pytest.raises(ValueError, match=named):
+        bx.named_chain(("first", bx.barrier(bx.sets.L2Ball(1.0), 1.0)), ("last", bx.trace(0.9)))
+    counts = r"member 1 of the chain \(spy\) comes after member 0 \(ema_params\), which counts"
+    with pytest.raises(ValueError, match=counts):
+        bx.chain(bx.ema_params(0.9), spy())
+
+
 @pytest.mark.parametrize(
     "members",
     [
@@ -202,6 +269,9 @@ def test_refuses_to_move_a_finished_step(members):
         (bx.project(BOX), bx.identity()),
         (bx.sgd(0.1), bx.chain(bx.project(BOX), bx.chain(bx.penalize(BOX, 1.0)))),
         (bx.partition({"a": bx.chain(bx.sgd(1.0), bx.project(BOX)), "*": bx.sgd(1.0)}),),
+        (bx.project(BOX), bx.ema_params(0.9)),
+        (bx.ema_params(0.9), bx.ema_params(0.5)),
+        (bx.ema_params(0.9), bx.identity()),
     ],
 )
 def test_allows_what_keeps_it_finished(members):
@@ -257,6 +327,15 @@ def test_a_left_out_leaf_may_be_anything():
     tx = bx.masked(bx.sgd(1.0), "w")
     updates, _ = tx.update({"w": torch.ones(2), "steps": torch.tensor(0)}, tx.init(params), params)
     assert bx.apply_updates(params, updates)["steps"] == 3
+
+
+def test_updates_of_other_leaves_than_the_masks():
+    tx = bx.masked(bx.sgd(1.0), {"a": True, "b": {"c": False, "d": True}})
+    params = {"a": torch.zeros(1), "b": {"c": torch.zeros(1), "d": torch.zeros(1)}}
+    with pytest.raises(ValueError, match=r"it lacks leaf 'b\.d'$"):
+        tx.update({"a": torch.ones(1), "b": {"c": torch.ones(1)}}, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"it has an unexpected leaf 'e'$"):
+        tx.update(params | {"e": torch.ones(1)}, tx.init(params), params)
 
 
 def test_a_mask_holds_booleans():

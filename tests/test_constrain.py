@@ -46,6 +46,25 @@ def test_corners_of_a_box():
     assert box.linear_minimizer(torch.full((4,), -0.5)).tolist() == [4.0, inf, 5.0, -3.0]
 
 
+def test_leaves_without_numbers_are_feasible():
+    box, params = bx.Box({"a": 0.0, "b": None}, 1.0), {"a": torch.zeros(0, 3), "b": torch.tensor([1.5, -9.0])}
+    assert float(box.violation(params)) == 0.5
+    assert float(box.violation({"a": params["a"], "b": params["b"][:0]})) == 0
+    assert float(box.barrier(params | {"b": torch.zeros(2)})) == 0
+
+
+def test_violations_are_distances():
+    for box, x, expected in (
+        (bx.Box(-1.0, 1.0), [-3.0, 2.5], 2.0),
+        (bx.Box(-1.0, 1.0), [-1.5, 2.5], 1.5),
+        (bx.Box(0.5, 1.0), [-1.0, 0.75], 1.5),
+        (bx.Box(None, -0.5), [-1.0, 0.75], 1.25),
+        (bx.Box(-0.5), [-2.0, 9.0], 1.5),
+        (bx.Box(-1.0, 1.0), [-1.0, 1.0], 0.0),
+    ):
+        assert float(box.violation(torch.tensor(x))) == expected
+
+
 def test_landing_is_on_the_bound_itself():
     start = torch.tensor([0.3])
     assert float(start + bx.Box(0.0, 1.0).land(start, torch.tensor([1.0]))) == 1.0
@@ -77,6 +96,86 @@ def test_penalties_by_default_and_by_a_schedule():
     for weight in (1.0, 3.0):
         updates, state = tx.update(torch.zeros(3), state, x)
         assert updates.tolist() == [2 * weight, 0.0, -weight]
+
+
+def test_what_strengths_are_by_default():
+    """δ of the Huber penalty is 1, and a barrier is continued below 1e-3 of the width."""
+    box, x, zero = bx.Box(0.0, 1.0), torch.tensor([4.0, 1.5, -0.5, -3.0]), torch.zeros(4)
+    assert bx.penalty(box, x, "huber").item() == 2.5 + 0.125 + 0.125 + 2.5
+    add, move = bx.add_penalty(box, 2.0, "huber"), bx.penalize(box, 1.0, "huber")
+    assert add.update(zero, add.init(x), x)[0].tolist() == [2.0, 1.0, -1.0, -2.0]
+    assert move.update(zero, move.init(x), x)[0].tolist() == [-1.0, -0.25, 0.25, 1.0]
+    add = bx.add_barrier(box, 0.5)
+    assert add.update(zero[:1], add.init(zero[:1]), zero[:1])[0].item() == pytest.approx(0.5 * (1 - 2 / 1e-3))
+    for value in (lambda x: bx.log_barrier(box, x), box.barrier):
+        assert grad(value)(zero[:1]).item() == pytest.approx(1 - 2 / 1e-3)
+    assert box.barrier_gradient(zero[:1]).item() == pytest.approx(1 - 2 / 1e-3)
+
+
+SIMPLEX = bx.sets.Simplex()
+STEPS = {
+    "project": bx.project(bx.Box(0.0, 1.0)),
+    "simplex": bx.project(SIMPLEX),
+    "straight through": bx.project(SIMPLEX, straight_through=True),
+    "projected": bx.projected(bx.sgd(0.1), SIMPLEX),
+    "noisy": bx.projected(bx.sgd(0.1), SIMPLEX, deterministic=False),
+    "barrier": bx.barrier(bx.Box(0.0, 1.0), 0.1),
+    "penalize": bx.penalize(bx.Box(0.0, 1.0), 0.1),
+    "prox": bx.prox(bx.L1(0.1)),
+    "mirror": bx.mirror(SIMPLEX),
+    "exponentiated": bx.exponentiated_gradient(0.1),
+    "frank-wolfe": bx.frank_wolfe(SIMPLEX),
+    "short": bx.frank_wolfe(SIMPLEX, lipschitz=1.0),
+}
+ADDED = [bx.tangent(SIMPLEX), bx.add_penalty(SIMPLEX, 1.0), bx.add_barrier(bx.Box(0.0), 1.0)]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_only_steps_follow_a_step(name):
+    for after in (bx.scale(0.5), bx.trace(0.9), *ADDED):
+        with pytest.raises(ValueError, match="a finished step into a set"):
+            bx.chain(STEPS[name], after)
+        bx.chain(after, STEPS[name])
+    bx.chain(STEPS[name], bx.project(SIMPLEX))
+
+
+@pytest.mark.parametrize("constraint", [SIMPLEX, bx.sets.L2Ball(0.5), bx.Box(-0.1, 0.6)], ids=str)
+@pytest.mark.parametrize("step_size", [0.5, torch.tensor([0.1, 2.0, 0.7])], ids=["number", "metric"])
+def test_projections_are_in_the_metric_of_the_step_size(constraint, step_size):
+    """The derivative straight through is that of the update alone; without it, that of the projection."""
+    params = constraint.project(torch.tensor([0.5, 0.3, 0.2]))
+    updates = torch.tensor([0.7, -0.4, 0.1])
+    extra = {} if isinstance(constraint, bx.Box) else {"step_size": step_size}  # in a box the metric is of no matter
+
+    def land(updates, tx, **extra):
+        return tx.update(updates, tx.init(params), params, **extra)[0]
+
+    plain, through = bx.project(constraint), bx.project(constraint, straight_through=True)
+    expected = constraint.project(params + updates, step_size) - params
+    for landed in (land(updates, plain, **extra), land(updates, through, step_size=step_size)):
+        torch.testing.assert_close(landed, expected, rtol=1e-5, atol=1e-6)
+    slopes = torch.func.jacrev(lambda u: land(u, through, step_size=step_size))(updates)
+    torch.testing.assert_close(slopes, torch.eye(3))
+    slopes = torch.func.jacrev(lambda u: land(u, plain, **extra))(updates)
+    expected = torch.func.jacrev(lambda u: constraint.project(params + u, step_size))(updates)
+    torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_of_unknown_size_counts_as_one_of_size_1():
+    params = torch.tensor([0.5, 0.3, 0.2])
+    updates = torch.tensor([0.7, -0.4, 0.1])
+    for tx in (STEPS[name] for name in ("simplex", "straight through", "barrier", "penalize", "prox", "mirror")):
+        alone = tx.update(updates, tx.init(params), params)[0]
+        torch.testing.assert_close(alone, tx.update(updates, tx.init(params), params, step_size=1.0)[0], rtol=0, atol=0)
+
+
+def test_adam_reaches_a_vertex_of_the_simplex():
+    """With the nearest point in Adam's metric; the nearest in the plain one would never leave the centre."""
+    costs = torch.tensor([1.0, 2.0, 3.0])
+    for straight in (False, True):
+        tx = bx.chain(bx.adam(0.05), bx.project(SIMPLEX, straight_through=straight))
+        found = descend(tx, lambda x: costs @ x, torch.full((3,), 1 / 3), 60)
+        torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
 
 
 def test_a_quadratic_penalty_on_the_distance_from_a_ball():

@@ -289,6 +289,13 @@ def test_exponentiated_gradient_against_scipy():
     torch.testing.assert_close(vmap(fit)(rates)[1], fit(2.0))
 
 
+def test_a_positive_entry_stays_positive_where_its_sum_would_round_to_zero():
+    params = torch.tensor([0.5, 0.5])
+    for update in (-20.0, -23.0, -60.0, -80.0):  # of which 0.5 + u, u rounded, would be 0
+        updates, _ = bx.mirror(S.Simplex()).update(torch.tensor([update, 0.0]), bx.EmptyState(), params)
+        assert ((params + updates) > 0).all()
+
+
 def test_mirror_wants_a_simplex():
     with pytest.raises(TypeError, match="got Box"):
         bx.mirror(bx.Box(0.0, 1.0))

@@ -11,6 +11,7 @@ from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
+from boxopt.solve.solver import shorter
 from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, Point, advance_search, next_step, start_search
 
 F64 = torch.float64
@@ -394,6 +395,35 @@ def test_each_problem_of_a_batch_has_a_first_step_of_its_own():
     start = torch.zeros(2, 2, dtype=F64)
     result = bx.minimize(lambda x: slope @ x, start, solver, batch_dims=1, max_steps=1)
     torch.testing.assert_close(result.state.trial, torch.stack([-slope / 50, -slope]))
+
+
+def test_leaves_of_several_dtypes_in_a_batch():
+    """What is tried are numbers of their dtypes, also where the problems are columns."""
+    centers = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(4, 3)
+    start = {"wide": torch.zeros(4, 2, dtype=torch.float64), "narrow": torch.zeros(4, 1)}
+    tried = []
+
+    def loss(x, center):
+        tried.append(x["narrow"].dtype)
+        return (x["wide"] - center[:2]).square().sum() + (x["narrow"].double() - center[2:]).square().sum()
+
+    result = bx.minimize(loss, start, bx.lbfgsb(bx.Box(-0.6, 0.5)), args=(centers,), batch_dims=1, tol=1e-6)
+    assert set(tried) == {torch.float32}
+    assert result.params["narrow"].dtype == torch.float32
+    expected = centers.clamp(-0.6, 0.5)
+    torch.testing.assert_close(result.params["wide"], expected[:, :2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.params["narrow"], expected[:, 2:].float(), rtol=0, atol=1e-6)
+    assert (result.params["narrow"].double() >= -0.6).all()
+
+
+def test_after_a_step_that_failed_the_least_point_of_a_parabola_is_tried():
+    """Within a tenth and nine tenths of the step; else half of it, or a tenth where the loss was not finite."""
+    fraction, promised = 0.8, -1.0  # the parabola is −t + (rise + 1)·t²
+    for rise, share in ((1.0, 0.25), (-0.4, 5 / 6), (3.0, 0.125), (9.0, 0.5), (-0.9, 0.5), (-1.5, 0.5)):
+        tried = shorter(torch.tensor(fraction), torch.tensor(promised), torch.tensor(rise))
+        assert float(tried) == pytest.approx(share * fraction, rel=1e-5)
+    assert float(shorter(torch.tensor(0.8), torch.tensor(-1.0), torch.tensor(torch.inf))) == pytest.approx(0.08)
+    assert float(shorter(torch.tensor(0.8), torch.tensor(-1.0), torch.tensor(torch.nan))) == pytest.approx(0.08)
 
 
 @pytest.mark.parametrize(("size", "by_columns"), [(6, True), (7, False)])

@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch.func import functional_call, grad, vmap
 
 import boxopt as bx
+from boxopt.core import tree
 from tests.registry import ENTRIES, Hyper
 from tests.test_laws import assert_trees_equal, example_params, random_like, run, skip_exempt
 
@@ -173,6 +174,13 @@ def test_prefixes_are_laid_out():
     assert rows.buffers["float32"].tolist() == [1, 1, 2, 2, 3, 3, 3]
     assert unpack.expand({"w": 2.0, "b": 2.0}, packed).buffers == {"float32": 2.0}
     assert unpack.expand(None, packed).buffers == {"float32": None}
+    rate = torch.tensor(0.1)
+    assert unpack.expand({"w": rate, "b": rate}, packed).buffers["float32"] is rate
+    assert unpack.expand({"w": rate, "b": rate + 1}, packed).buffers["float32"].tolist() == [rate] * 4 + [rate + 1] * 3
+    for value, dtype in ((0.5, torch.float32), (0.1, torch.float64)):  # which float32 does not hold
+        along = unpack.expand({"w": value, "b": 0.25}, packed).buffers["float32"]
+        assert along.dtype == dtype
+        assert along.tolist() == [value] * 4 + [0.25] * 3
     with pytest.raises(ValueError, match=r"leaf 'w': a value of shape \(3,\) does not broadcast"):
         unpack.expand({"w": torch.zeros(3), "b": 0.0}, packed)
 
@@ -243,6 +251,32 @@ def test_what_is_not_declared_elementwise_gets_whole_leaves():
     tx = bx.on_leaves(mine)
     assert tx.update(values, tx.init(values), values)[0].buffers["float32"].tolist() == [-2, 2, -1, 1]
     assert bx.on_leaves(bx.adam(0.1)).update is bx.adam(0.1).update or bx.on_leaves(bx.identity()) == bx.identity()
+
+
+def test_what_is_declared_elementwise_gets_the_buffers():
+    seen = []
+
+    @bx.elementwise
+    def halve(updates, state, params):
+        seen.append(type(updates))
+        return tree.map(lambda u: u / 2, updates), state
+
+    tx = bx.chain(bx.GradientTransformation(lambda params: bx.EmptyState(), halve), bx.sgd(1.0))
+    params = {"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([[2.0], [4.0]])}
+    packed, _ = bx.pack(params)
+    assert tx.update(packed, tx.init(packed), packed)[0].buffers["float32"].tolist() == [-0.5, -2.5, -1, -2]
+    assert seen == [bx.Packed]
+
+
+def test_two_prefixes_of_which_one_is_packed():
+    packed, _ = bx.pack({"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([2.0])})
+    for prefix, expected in (
+        (3.0, [-2, 2, -1]),
+        ({"a": 3.0, "b": 1.0}, [-2, 2, 1]),
+        ({"a": torch.ones(2), "b": 2.0}, [0, 4, 0]),
+    ):
+        assert tree.combine(torch.sub, packed, prefix).buffers["float32"].tolist() == expected
+        assert tree.combine(lambda x, y: y - x, prefix, packed).buffers["float32"].tolist() == expected
 
 
 def test_selected_leaves_keep_their_names():
@@ -365,3 +399,27 @@ def test_rates_of_groups_reach_a_set_that_is_packed():
     expected, _ = tx.update(gradients, tx.init(params), params)
     updates, _ = tx.update(bx.pack(gradients)[0], tx.init(packed), packed)
     assert_trees_equal(updates.unpack(), expected, atol=1e-7)
+
+    params = {"a": torch.full((3, 2, 2), 99.0), "b": torch.full((3, 2), 99.0)}
+    upper = {"a": torch.arange(12.0).reshape(3, 2, 2), "b": torch.arange(6.0).reshape(3, 2)}
+    packed, unpack = bx.pack(params, batch_dims=2)
+    assert packed.buffers["float32"].shape == (3, 2, 3)
+    assert_trees_equal(unpack(bx.Box(None, upper).project(packed)), upper)
+
+
+def test_donated_parameters_are_refused_everywhere():
+    """Eager code would read what a compiled step has written over them."""
+    params = {"w": torch.zeros(3)}
+    packed, unpack = bx.pack(params)
+    step = bx.compile(lambda p: bx.apply_updates(p, p), donate_argnums=0, backend="eager")
+    step(params), step(packed)
+    tx = bx.sgd(0.1)
+    for use in (
+        lambda: tx.init(params),
+        lambda: bx.apply_updates(params, {"w": torch.ones(3)}),
+        lambda: bx.pack(params),
+        lambda: tx.init(packed),
+        lambda: unpack(packed),
+    ):
+        with pytest.raises(bx.ConsumedError, match=r"(the parameter|leaf 'w'|buffer 'float32') was donated to"):
+            use()

@@ -98,9 +98,21 @@ def test_compiled_and_packed_noise_is_the_same():
             torch.testing.assert_close(updates[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_key_is_a_seed_and_a_seed_may_be_a_tensor():
+    key = make_key(2**40 + 5)
+    assert key.tolist() == [256, 5]
+    assert make_key(key) is key
+    assert make_key(torch.tensor(2**40 + 5)).tolist() == [256, 5]
+    assert torch.equal(make_key(torch.tensor(-3)), make_key(-3))
+    assert make_key(7, torch.device("meta")).device.type == "meta"
+
+
 def test_a_bad_seed_is_named():
     with pytest.raises(TypeError, match=r"float32 of shape \(\)"):
         bx.add_noise(1.0, 0.5, torch.tensor(0.5)).init(torch.zeros(1))
+    for seed in (torch.tensor([1, 2, 3]), torch.tensor(1j), torch.zeros(2)):
+        with pytest.raises(TypeError, match=r"a seed is an integer or a key of two words, got "):
+            make_key(seed)
 
 
 def test_the_order_of_a_dict_does_not_matter():

@@ -170,6 +170,26 @@ def test_vmap_equals_loop(entry):
     torch.testing.assert_close(nested[0], fold(together[0]), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("entry", [e for e in SETS if e.name != "Intersection"], ids=str)
+def test_vmap_over_some_arguments(entry):
+    """The others are the same for all members, of which there may be one; a member's dimension may be any."""
+    x, step, numbers = draw(entry.shape, 4), positive(entry.shape, 5), Numbers(torch.tensor(1.3), torch.tensor(0.1))
+    several = Numbers(*(torch.stack([number, 1.1 * number]) for number in numbers))
+
+    def project(x, step, numbers):
+        return entry.build(Numbers(*(number.double() for number in numbers))).project(x, step)
+
+    for dims, arguments in {
+        (None, 0, None): (x, positive((1, *entry.shape), 7), numbers),
+        (None, None, 0): (x, step, several),
+        (-1, None, None): (draw((*entry.shape, 2), 6), step, numbers),
+    }.items():
+        together = vmap(project, dims)(*arguments)
+        for index, found in enumerate(together):
+            take = lambda a, dim, index=index: a if dim is None else pytree.tree_map(lambda t: t.select(dim, index), a)  # noqa: E731
+            torch.testing.assert_close(found, project(*map(take, arguments, dims)), rtol=1e-9, atol=1e-9)
+
+
 @every_set
 @pytest.mark.parametrize("in_metric", [False, True])
 def test_gradcheck_and_gradgradcheck(entry, in_metric):

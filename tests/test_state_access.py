@@ -31,6 +31,8 @@ def test_get_by_name_and_by_path():
     assert bx.tree_get(state, "nothing", default=7) == 7
     assert [path for path, _ in bx.tree_get_all(state, "trace")] == ["0.momentum.trace", "1.inner.trace"]
     assert [path for path, _ in bx.tree_get_all(state, "bias")][:2] == ["0.adam.mu.layer.bias", "0.adam.nu.layer.bias"]
+    larger = bx.tree_get(state, "trace", filtering=lambda path, value: isinstance(value["scale"], torch.Tensor))
+    assert larger is state[0]["momentum"].trace
     inner = bx.tree_get(state, "trace", filtering=lambda path, value: "inner" in path)
     assert inner is state[1].inner.trace
     with pytest.raises(KeyError, match=r"'trace' stands at '0.momentum.trace', '1.inner.trace'"):
@@ -101,6 +103,31 @@ def test_map_params():
     stacked = bx.tree_map_params(members, lambda leaf: leaf[0], vmap(build().init)(members))
     assert bx.tree_get(stacked, "mu")["a"].shape == (3,)
     assert bx.tree_get(stacked, "0.adam.count").shape == (5,)
+
+
+def test_map_the_other_numbers_of_a_state():
+    state = bx.chain(bx.scale_by_adam(), bx.trace(0.9)).init({"w": torch.ones(2)})
+    new = bx.tree_map_params({"w": torch.ones(2)}, lambda leaf: leaf, state, transform_non_params=lambda leaf: leaf + 7)
+    assert new[0].count == 7
+    assert bx.tree_get(new, "mu")["w"].tolist() == [0, 0]
+
+
+def test_map_params_passes_over_what_is_missing():
+    params = {"a": torch.ones(2), "b": None, "c": [torch.ones(3)]}
+    state = bx.chain(bx.scale_by_adam(), bx.trace(0.9)).init(params)
+    new = bx.tree_map_params(params, lambda leaf: leaf + 1, state)
+    for name in ("mu", "nu", "trace"):
+        moment = bx.tree_get(new, name)
+        assert moment["a"].tolist() == [1, 1]
+        assert moment["b"] is None
+        assert moment["c"][0].tolist() == [1, 1, 1]
+    for other in (
+        params | {"b": torch.ones(1)},
+        params | {"c": (torch.ones(3),)},
+        params | {"c": [torch.ones(4)]},
+        {"a": params["a"], "c": params["c"]},
+    ):
+        assert bx.tree_map_params(other, lambda leaf: leaf + 1, state)[0].mu["a"].tolist() == [0, 0]
 
 
 def test_transformations_read_as_they_are_written():

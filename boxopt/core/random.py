@@ -45,7 +45,7 @@ def make_key(seed: int | Tensor, device: torch.device | None = None) -> Tensor:
             )
         seed = seed.to(device=device, dtype=torch.int64)
         return seed if seed.ndim else torch.stack([(seed >> 32) & _MASK, seed & _MASK])
-    return torch.tensor([(seed >> 32) & _MASK, seed & _MASK], dtype=torch.int64, device=device)
+    return torch.tensor([(seed >> 32) & _MASK, seed & _MASK], device=device)
 
 
 def threefry(key: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,7 @@ def one_level(path: str, node: Any) -> tuple[list[tuple[str, Any]], Callable[[li
     """The paths and values of a container's children, and what makes one of new children; None for a leaf."""
     if tree.is_leaf(node):
         return None
-    children, metadata, entries, unflatten = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace="torch")
+    children, metadata, entries, unflatten = optree.tree_flatten_one_level(node, namespace="torch")
     fields = getattr(type(node), "_fields", getattr(type(node), "child_names", None))
     names = fields if isinstance(fields, tuple) else entries
     below = [f"{path}.{name}" if path else str(name) for name in names]

@@ -55,7 +55,7 @@ def is_leaf(value: Any) -> bool:
     """Whether ``value`` is a single value rather than a container. ``None`` counts as a value: no bound, say."""
     if value is None or isinstance(value, (torch.Tensor, float, int)):
         return True
-    return optree.tree_is_leaf(value, none_is_leaf=True, namespace=_NAMESPACE)
+    return optree.tree_is_leaf(value, namespace=_NAMESPACE)
 
 
 _single = is_leaf  # for functions with an argument of that name
@@ -233,7 +233,7 @@ def expand(
     try:
         return optree.tree_map(repeat, prefix, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=_NAMESPACE)
     except (ValueError, TypeError) as error:
-        found, expected = {path for path, _ in prefix_items(prefix)}, set(paths(tree))
+        found, expected = ({path for path, _ in prefix_items(values)} for values in (prefix, tree))
         strange = sorted(
             path for path in found if path not in expected and not any(e.startswith(f"{path}.") for e in expected)
         )

@@ -29,7 +29,7 @@ class ColumnStep(Step):
 
     problems_dim = -1
 
-    def advance_all(self, run: Run, tensors: list[Tensor], dims: list[int | None], all_running: bool = False) -> Run:
+    def advance_all(self, run: Run, tensors: list[Tensor], dims: list[int | None], all_running: bool) -> Run:
         """The run of all problems after one more evaluation; the same for those that have ended.
 
         Args:

@@ -25,20 +25,37 @@ class Area(NamedTuple):
 AREAS = {
     "core": Area(
         sorted(set(glob("boxopt/core/*.py")) - COMPILED - ELSEWHERE),
-        ["combine", "pack", "foreach", "random", "state_access", "bad_input", "constrain", "torch_optimizer", "sets"],
+        [
+            *(
+                "combine",
+                "pack",
+                "foreach",
+                "random",
+                "state_access",
+                "bad_input",
+                "constrain",
+                "torch_optimizer",
+                "sets",
+            ),
+            *("traced", "sharded", "devices", "checkpoint", "edges", "tree", "search"),
+        ],
         ("chain", "masked", "packed", "noisy"),
     ),
     "box": Area(
         ["boxopt/sets/box.py"],
-        ["constrain", "bad_input", "edges", "feasible_steps", "pack"],
+        ["constrain", "bad_input", "edges", "feasible_steps", "pack", "traced", "devices", "tree", "sharded"],
         ("project]", "barrier]", "tangent]", "add_barrier]"),
     ),
     "constrain": Area(
         sorted(glob("boxopt/constrain/*.py")),
-        ["constrain", "bad_input", "feasible_steps", "combine", "errors"],
+        ["constrain", "bad_input", "feasible_steps", "combine", "errors", "traced", "devices", "pack"],
         ("project]", "projected]", "barrier", "tangent]", "penal", "add_", "mirror]", "expon", "frank", "prox+L"),
     ),
-    "adam": Area(["boxopt/scale/adam.py"], ["optimizers", "foreach", "parity"], ("scale_by_adam", "adam")),
+    "adam": Area(
+        ["boxopt/scale/adam.py"],
+        ["optimizers", "foreach", "parity", "traced", "devices", "combine"],
+        ("scale_by_adam", "adam"),
+    ),
     "box solver": Area(
         solve("lbfgsb", "wolfe", "box_step", "dense_model", "pair_model", "columns", "step", "pool", "solver", "flat"),
         ["lbfgsb", "minimize", "solvers"],
