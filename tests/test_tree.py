@@ -93,6 +93,9 @@ def test_ranks_do_not_depend_on_the_order_of_keys():
     for values in ({"a": 1, "b": [2, 3], "c": 4}, {"c": 4, "b": [2, 3], "a": 1}, {"b": [2, 3], "a": 1, "c": 4}):
         assert tree.ranks(values) == {"a": 0, "b": [1, 2], "c": 3}
     assert tree.ranks(5.0) == 0
+    Pair = register_pair()  # which only torch knows
+    values = {"b": Pair(first=torch.zeros(1), second=torch.zeros(1)), "a": 3}
+    assert sorted(tree.leaves(tree.ranks(values))) == [0, 1, 2]
 
 
 def test_paths_of_owners():
