@@ -58,6 +58,13 @@ def test_step_sizes_leave_packed_in_float64():
         torch.testing.assert_close(packed[name], update, rtol=1e-15, atol=0)
 
 
+def test_a_small_step_beside_a_large_extrapolation():
+    """α·g + β·(g − last), of which the second part is 0 at first, and would hide the first in other orders."""
+    tx, gradient = bx.scale_by_optimistic_gradient(1e-8, 0.05), torch.tensor([-43232.0])
+    updates, _ = tx.update(gradient, tx.init(gradient), gradient)
+    torch.testing.assert_close(updates, 1e-8 * gradient, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("mode", "program"), FOUND)
 def test_found(mode, program):
     assert check(program, mode) == {mode: "ok"}

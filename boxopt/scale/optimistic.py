@@ -28,7 +28,7 @@ class ScaleByOptimisticGradientState(NamedTuple):
 def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> GradientTransformation:
     r"""Extrapolate the gradient by its last change.
 
-    $$ u = (\alpha + \beta) g - \beta g_{\text{last}} $$
+    $$ u = \alpha g + \beta (g - g_{\text{last}}) $$
 
     The step size is multiplied by α.
 
@@ -69,7 +69,7 @@ def _optimistic_update(
 
     def extrapolate(g: Tensor, last: Tensor) -> Tensor:
         now, ahead = exact.like(alpha, g), exact.like(beta, g)
-        return (now + ahead) * g - ahead * torch.where(first, g, last)
+        return now * g + ahead * (g - torch.where(first, g, last))  # in other orders α is lost beside a large β
 
     scaled = map_wide(extrapolate, updates, state.previous_gradient)
     return scaled, ScaleByOptimisticGradientState(torch.zeros_like(first), updates)
