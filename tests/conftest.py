@@ -1,4 +1,6 @@
-"""Settings for all tests: one thread a worker, and a fixed seed."""
+"""Settings for all tests: one thread a worker, a fixed seed, and few collections of garbage."""
+
+import gc
 
 import pytest
 import torch
@@ -14,6 +16,13 @@ def pytest_addoption(parser):
 def _settings():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """What has been imported by now stays: the collector need not walk over it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):

@@ -222,9 +222,9 @@ ENTRIES = [
     E_(("scale_by_rss",), lambda h: bx.scale_by_rss(0.0)),
     E_(("scale_by_lion", "smooth"), lambda h: bx.scale_by_lion(h.weight, mode="smooth", smooth_beta=h.lr), quick=True),
     E_(("scale_by_lion",), lambda h: bx.scale_by_lion(h.weight)),
-    E_(("sgd",), lambda h: bx.sgd(h.lr)),
+    E_(("sgd",), lambda h: bx.sgd(h.lr), quick=True),
     E_(("sgd", "momentum"), lambda h: bx.sgd(h.lr, momentum=h.weight, nesterov=True, weight_decay=0.1)),
-    E_(("adam",), lambda h: bx.adam(h.lr)),
+    E_(("adam",), lambda h: bx.adam(h.lr), quick=True),
     E_(("adamw",), lambda h: bx.adamw(h.lr, weight_decay=h.weight)),
     E_(("adamw", "schedule"), lambda h: bx.adamw(schedule(h), weight_decay=h.weight)),
     E_(("nadam", "nadamw"), lambda h: bx.nadamw(h.lr, weight_decay=h.weight), quick=True),
@@ -274,11 +274,16 @@ ENTRIES = [
         exempt=OVER_ALL,
     ),
     E_(("rmsprop",), lambda h: bx.rmsprop(h.lr, centered=True, momentum=0.5)),
-    E_(("adagrad",), lambda h: bx.adagrad(h.lr)),
-    E_(("lion",), lambda h: bx.lion(h.lr)),
+    E_(("adagrad",), lambda h: bx.adagrad(h.lr), quick=True),
+    E_(("lion",), lambda h: bx.lion(h.lr), quick=True),
     E_(("project",), lambda h: bx.project(h.box), lands="closed"),
     E_(("barrier",), lambda h: bx.barrier(h.box, h.mu), lands="strictly"),
-    E_(("barrier", "schedule"), lambda h: bx.barrier(h.box, bx.exponential_decay(h.mu, 10, 0.5)), lands="strictly"),
+    E_(
+        ("barrier", "schedule"),
+        lambda h: bx.barrier(h.box, bx.exponential_decay(h.mu, 10, 0.5)),
+        "strictly",
+        quick=True,
+    ),
     E_(
         ("barrier", "L2Ball"),
         lambda h: bx.barrier(bx.sets.L2Ball(1.0 + h.weight, None), h.mu),
@@ -315,6 +320,7 @@ ENTRIES = [
             ("barrier", bx.barrier(h.box, h.mu)),
         ),
         lands="strictly",
+        quick=True,  # test_compile.py generates this chain's code
     ),
     E_(
         ("chain", "rmsprop", "penalize"),
@@ -401,6 +407,7 @@ ENTRIES = [
             bias_labels,
         ),
         lands="closed",
+        quick=True,
     ),
     E_(
         ("multi_steps", "skip_large_updates", "skip_not_finite"),

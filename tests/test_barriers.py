@@ -229,10 +229,12 @@ def test_compiles(name):
     if name == "PSD":
         tau = torch.tensor(0.1, dtype=torch.float64)
 
+    start = SETS[name](SIZE).prox_barrier(-y, tau)
+
     def solve(y, tau, h):
         members = SETS[name](h)
         x = members.prox_barrier(y, tau)
-        return x, members.land(x, members.prox_barrier(-y, tau), strictly=True)
+        return x, members.land(start, x, strictly=True)
 
     compiled = torch.compile(solve, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(y, tau, SIZE), solve(y, tau, SIZE), rtol=1e-8, atol=1e-9)

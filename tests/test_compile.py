@@ -17,11 +17,16 @@ from boxopt.solve.quadratic import solve
 from tests.test_laws import assert_trees_equal, random_like
 
 CHAIN = bx.chain(bx.adam(0.1), bx.project(bx.Box(-1.0, 0.75)), bx.barrier(bx.Box(-1.0, 0.75), 1e-3))
+LIGHT = bx.chain(bx.adam(0.1), bx.project(bx.Box(-1.0, 0.75)))  # whose code is generated in a third of the time
 
 
-def step(params, state, gradients):
-    updates, state = CHAIN.update(gradients, state, params)
+def step(params, state, gradients, tx=CHAIN):
+    updates, state = tx.update(gradients, state, params)
     return bx.apply_updates(params, updates), state
+
+
+def light_step(params, state, gradients):
+    return step(params, state, gradients, LIGHT)
 
 
 def example():
@@ -74,7 +79,7 @@ def test_numbers_without_dimensions_are_written_too(dtype):
 def test_without_donation_it_is_torch_compile_of_the_whole():
     params = example()
     gradients, state = random_like(params, 1.0), CHAIN.init(params)
-    compiled = bx.compile(step)
+    compiled = bx.compile(step, backend="aot_eager")
     assert_trees_equal(compiled(params, state, gradients), step(params, state, gradients), rtol=1e-5, atol=1e-6)
     assert_trees_equal(params, example())
     leaf = params["b"].clone().requires_grad_()
@@ -86,11 +91,11 @@ def test_without_donation_it_is_torch_compile_of_the_whole():
 def test_vmapped_steps_whose_states_are_expanded():
     """vmap(tx.init) returns counters with stride 0, which cannot be written to."""
     params = {"w": random_like(torch.zeros(5, 3), 0.3)}
-    state = vmap(CHAIN.init)(params)
+    state = vmap(LIGHT.init)(params)
     assert state[0][0].count.stride() == (0,)
     gradients = random_like(params, 1.0)
-    expected = vmap(step)(params, state, gradients)
-    fast = bx.compile(vmap(step), donate_argnums=(0, 1))
+    expected = vmap(light_step)(params, state, gradients)
+    fast = bx.compile(vmap(light_step), donate_argnums=(0, 1))
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = fast(params, state, gradients)
         assert_trees_equal(found, expected, rtol=1e-5, atol=1e-6)
@@ -106,10 +111,10 @@ def test_gradients_inside_and_other_outputs():
             return ((p["w"].sum() * data + p["b"].sum() - target) ** 2).mean()
 
         gradients = grad(loss)(params)
-        return (*step(params, state, gradients), loss(params), {"norm": gradients["w"].norm()})
+        return (*light_step(params, state, gradients), loss(params), {"norm": gradients["w"].norm()})
 
     params, target = example(), 0.3 * data
-    state = CHAIN.init(params)
+    state = LIGHT.init(params)
     expected = train(params, state, target)
     fast = bx.compile(train, donate_argnums=(0, 1))
     found = fast(params, state, target=target)
@@ -227,7 +232,7 @@ def test_bad_positions():
 def test_parameters_that_require_gradients_are_data():
     model = torch.nn.Linear(2, 2)
     params = dict(model.named_parameters())
-    fast = bx.compile(step, donate_argnums=(0, 1))
+    fast = bx.compile(step, donate_argnums=(0, 1), backend="aot_eager")
     state = CHAIN.init({name: p.detach() for name, p in params.items()})
     new, _ = fast(params, state, {name: torch.ones_like(p) for name, p in params.items()})
     assert not new["weight"].requires_grad
