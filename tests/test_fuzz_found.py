@@ -1,9 +1,12 @@
 """What the fuzzer has found and what has no better place: each program failed in the mode that is named."""
 
+import operator
+
 import pytest
 import torch
 
 import boxopt as bx
+from boxopt.core import tree
 from tests.fuzz.check import check
 from tests.fuzz.programs import Program
 
@@ -56,6 +59,13 @@ def test_step_sizes_leave_packed_in_float64():
     plain, packed = (each.update(params, each.init(params), params)[0] for each in (tx, bx.packed(tx)))
     for name, update in plain.items():
         torch.testing.assert_close(packed[name], update, rtol=1e-15, atol=0)
+
+
+def test_values_of_leaves_beside_one_number_for_a_packed_buffer():
+    packed, _ = bx.pack({"a": torch.zeros(1), "b": torch.zeros(2)})
+    half = tree.expand({"a": 0.5, "b": 0.5}, packed)
+    made = tree.combine(operator.mul, {"a": torch.tensor(2.0), "b": torch.tensor([4.0, 6.0])}, half)
+    assert tree.leaves(made)[0].tolist() == [1, 2, 3]
 
 
 def test_a_small_step_beside_a_large_extrapolation():

@@ -151,6 +151,7 @@ class Layout:
         for name, indices in self._groups().items():
             column = [found[index] for index in indices]
             buffer = None if like is None else like.buffers[name]
+            buffer = buffer if isinstance(buffer, Tensor) else None  # a prefix may have one number for a whole buffer
             if _all_alike(column):
                 laid_out[name] = column[0]
             else:
