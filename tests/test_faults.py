@@ -406,6 +406,9 @@ def _work(seed):
     return params.tolist()
 
 
+@pytest.mark.filterwarnings(
+    r"ignore:os.fork\(\) was called:RuntimeWarning"
+)  # by JAX, where a peer's test has been here
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers(method):

@@ -24,8 +24,8 @@ STANDARD = {
         "dataclasses",
         "enum",
     ),
-    *("fcntl", "fnmatch", "functools", "inspect", "itertools", "math", "operator", "os", "pathlib", "platform", "re"),
-    *("shutil", "sys", "threading", "time", "types", "typing", "weakref", "zipfile", "zlib"),
+    *("fcntl", "fnmatch", "functools", "inspect", "itertools", "math", "numbers", "operator", "os", "pathlib"),
+    *("platform", "re", "shutil", "sys", "threading", "time", "types", "typing", "weakref", "zipfile", "zlib"),
 }
 DEPENDENCIES = {"torch", "optree", "numpy"}
 OPTIONAL = {"matplotlib", "safetensors", "scipy", "tqdm"}
