@@ -68,6 +68,16 @@ def test_values_of_leaves_beside_one_number_for_a_packed_buffer():
     assert tree.leaves(made)[0].tolist() == [1, 2, 3]
 
 
+def test_updates_of_leaves_in_no_set_are_left_alone():
+    """They are not the difference of two parameters, which has fewer digits."""
+    params = {"a": torch.full((3,), 1e6), "b": torch.zeros(3)}
+    updates = {"a": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor([-2.0, 0.5, 2.0])}
+    tx = bx.project(bx.sets.ByPath({"b": bx.Box(-1.0, 1.0)}))
+    changed, _ = tx.update(updates, tx.init(params), params)
+    assert torch.equal(changed["a"], updates["a"])
+    assert changed["b"].tolist() == [-1, 0.5, 1]
+
+
 def test_a_small_step_beside_a_large_extrapolation():
     """α·g + β·(g − last), of which the second part is 0 at first, and would hide the first in other orders."""
     tx, gradient = bx.scale_by_optimistic_gradient(1e-8, 0.05), torch.tensor([-43232.0])

@@ -255,7 +255,8 @@ class ByPath(ConstraintSet):
     def step(self, params: P, updates: P, step_size: Any = 1.0) -> P:
         if isinstance(params, Packed):
             return self._choose(lambda member, p, u: member.step(p, u), updates, params, updates)
-        return super().step(params, updates, step_size)
+        sizes = tree.expand(step_size, params)
+        return self._with_free(lambda member, p, u, size: member.step(p, u, size), params, updates, sizes)
 
     def violation(self, x: Any) -> Tensor:
         return self._fold(torch.maximum, lambda member, group: member.violation(group), x)

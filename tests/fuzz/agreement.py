@@ -1,6 +1,7 @@
 """When results agree: to the bit, up to rounding, or as far as they are known at all."""
 
 import math
+from typing import Any
 
 import torch
 import torch.utils._cxx_pytree as pytree
@@ -75,10 +76,18 @@ def agree(got, expected, function, arguments, what, ulps=16.0):
     inputs = [x for x in pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     scale = max([1e-30] + [float(x.abs().double().nan_to_num(0, 0, 0).max()) for x in inputs if x.numel()])
     leaves = pytree.tree_leaves(expected)
+    coarsest: dict[Any, float] = {}  # an update is the difference of two parameters, and as coarse as they are
+    for y in inputs:
+        if y.numel():
+            size = float(y.abs().double().nan_to_num(0, 0, 0).max())
+            coarsest[y.dtype, y.shape] = max(coarsest.get((y.dtype, y.shape), 0.0), size)
 
     def allowed(x):
         if x is None or not x.is_floating_point():
             return 0.0
+        return max(relative(x), torch.finfo(x.dtype).eps * coarsest.get((x.dtype, x.shape), 0.0))
+
+    def relative(x):
         own = float(x.detach().abs().double().nan_to_num(0, 0, 0).max()) if x.numel() else 0.0
         # A sum over leaves is as coarse as the coarsest.
         eps = max(torch.finfo(y.dtype).eps for y in (x, *inputs) if ulps > 16 or y is x)
