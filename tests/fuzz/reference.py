@@ -64,7 +64,7 @@ def reference(program: Program) -> list[Step]:
         steps.append(Step(gradients, state, params, updates, new))
         moved = bx.apply_updates(params, updates)
         if program.lands and finite(gradients) and finite(state):
-            _feasible(program, moved, params, f"step {number}")
+            _feasible(program, moved, (params, gradients), f"step {number}")
             _feasible(program, *_from_far(program, params, updates), f"step {number} from far outside")
         params, state = moved, new
         if not finite(params):
