@@ -187,6 +187,26 @@ def test_a_large_matrix_does_not_end_the_iteration_of_a_small_one(name):
     torch.testing.assert_close(members.project(y, step)[:1], alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["eigh", "svd", "eigvalsh", "svdvals"])
+def test_an_iteration_that_does_not_end_is_tried_again(name, monkeypatch):
+    """LAPACK's do not, now and then, on matrices of low rank."""
+    plain = getattr(torch.linalg, name)
+
+    def ends_in_float64(x, **options):
+        if x.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return plain(x, **options)
+
+    x = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
+    expected = getattr(decompose, name)(torch.stack([x, 2 * x]))
+    monkeypatch.setattr(torch.linalg, name, ends_in_float64)
+    for made in (
+        getattr(decompose, name)(torch.stack([x, 2 * x])),
+        vmap(getattr(decompose, name))(torch.stack([x, 2 * x])),
+    ):
+        torch.testing.assert_close(made, expected)
+
+
 @pytest.mark.parametrize("function", [decompose.eigh, decompose.svd, decompose.eigvalsh, decompose.svdvals])
 def test_decompositions(function):
     x = draw((3, 4, 4), torch.float64)
