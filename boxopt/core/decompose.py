@@ -64,7 +64,7 @@ def _ended(function: Callable[[Tensor], Any], x: Tensor) -> Any:
         return function(x)
     try:
         return function(x)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         made = function(x.double() * (1 + 2**-50))
     return made.to(x.dtype) if isinstance(made, Tensor) else tuple(part.to(x.dtype) for part in made)
 
