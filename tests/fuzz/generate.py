@@ -357,7 +357,7 @@ def programs(draw, depth=5):
     scales = [1.0, 1.0, 1e-3, 30.0, 1e-8]
     if "Intersection" not in made.text:  # from far away it is near to its point only: see there
         scales.append(1e6)
-    if "Transport" in made.text:  # an infinite candidate is taken to some point of the polytope, another where tracked
-        kinds.remove("inf")
+    if "Transport" in made.text:  # what is not finite is taken to some point of the polytope, another where tracked
+        kinds = [kind for kind in kinds if kind not in ("nan", "inf", "storm")]
     gradients = tuple((pick(draw, kinds), pick(draw, scales)) for _ in range(count))
     return Program(made.text, params, (draw(hypers()), draw(hypers())), gradients, made.lands, made.tolerance)
