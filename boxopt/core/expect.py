@@ -53,10 +53,14 @@ def expect_numbers(name: str, value: Any) -> None:
     """
     if is_number(value) or tree.is_function(value) or torch.compiler.is_compiling():
         return
-    for path, number in tree.prefix_items(value):
-        if not is_number(number) and not (number is None and path):
-            place = f"{name} of {tree.name(path)}" if path else name
+    for place, number in places(name, value):
+        if not is_number(number) and not (number is None and place != name):
             raise TypeError(f"{place} is a number, a tensor or a schedule, got {_shown(number)}")
+
+
+def places(name: str, prefix: Any) -> list[tuple[str, Any]]:
+    """Each value of a pytree prefix, after what a message calls it."""
+    return [(f"{name} of {tree.name(path)}" if path else name, value) for path, value in tree.prefix_items(prefix)]
 
 
 def _shown(value: Any) -> str:

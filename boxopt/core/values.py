@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import sharded, tree
-from boxopt.core.expect import expect_numbers
+from boxopt.core.expect import expect_numbers, places
 from boxopt.core.transform import EmptyState
 
 
@@ -29,11 +29,8 @@ def check_nonnegative(name: str, value: Any) -> None:
     if tree.is_function(value) or torch.compiler.is_compiling():
         return
     expect_numbers(name, value)
-    for path, number in tree.prefix_items(value):
-        place = f"{name} of {tree.name(path)}" if path else name
-        if number is None:
-            continue
-        if is_true(number < 0) or is_true(number != number):
+    for place, number in places(name, value):
+        if number is not None and (is_true(number < 0) or is_true(number != number)):
             raise ValueError(f"{place} is not negative, got {number!r}")
 
 

@@ -74,13 +74,13 @@ def agree(got, expected, function, arguments, what, ulps=16.0):
     if not finite(arguments) and not (finite(got) and finite(expected)):
         raise Skipped("infinite or NaN: by the order of operations")
     inputs = [x for x in pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    scale = max([1e-30] + [float(x.abs().double().nan_to_num(0, 0, 0).max()) for x in inputs if x.numel()])
     leaves = pytree.tree_leaves(expected)
     coarsest: dict[Any, float] = {}  # an update is the difference of two parameters, and as coarse as they are
     for y in inputs:
         if y.numel():
             size = float(y.abs().double().nan_to_num(0, 0, 0).max())
             coarsest[y.dtype, y.shape] = max(coarsest.get((y.dtype, y.shape), 0.0), size)
+    scale = max([1e-30, *coarsest.values()])
 
     def allowed(x):
         if x is None or not x.is_floating_point():
