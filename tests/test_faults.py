@@ -27,6 +27,14 @@ from tests.registry import ENTRIES, Hyper
 SPOILED = 77
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the shell has started the tests in the background, with the signal ignored."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 def rest(value):
     """All members but the two that are spoiled."""
     return torch.cat([value[:SPOILED], value[SPOILED + 2 :]])
@@ -250,6 +258,7 @@ def test_an_error_while_a_step_is_compiled_leaves_its_arguments():
         step(params, params.clone())
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", [3, 4, 5])
 def test_an_interrupt_in_a_donated_step_waits_for_its_end(at):
     """The arguments then hold the results, as if the step had returned; the run goes on from there to the bit."""
@@ -265,6 +274,7 @@ def test_an_interrupt_in_a_donated_step_waits_for_its_end(at):
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_at_any_time_in_a_compiled_loop():
     """A hundred interrupts: each time parameters and state are of one step, and none of the results is lost."""
 

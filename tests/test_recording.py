@@ -141,7 +141,7 @@ def test_progress_shows_the_record_of_a_loop(capsys):
     tx, x = bx.chain(bx.record(BOX), bx.sgd(0.1), bx.project(BOX)), torch.tensor([0.5, 0.9, 0.1])
     state = tx.init(x)
     steps = []
-    for step in bx.progress(7, lambda: state, seconds=0.0, desc="fit"):  # noqa: B023  (the state as it is then)
+    for step in bx.progress(7, lambda: state, seconds=0.0, desc="fit", ncols=200):  # noqa: B023  (the state as it is then)
         steps.append(step)
         gradients, value = torch.func.grad_and_value(loss)(x)
         updates, state = tx.update(gradients, state, x, value=value)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 def requirements(which):
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    needed = dict.fromkeys(project["dependencies"] + extras["test"] + extras["examples"] + extras["integrations"])
     return [each.replace(">=", "==") if which == "lowest" else each for each in needed]
 
 
