@@ -388,3 +388,22 @@ def test_a_cone_of_one_number_is_the_numbers_above_0():
     cone, y = bx.sets.SecondOrderCone(), torch.tensor([[-1.0], [0.3], [2.0]], dtype=torch.float64)
     x = cone.prox_barrier(y, 0.1)  # of −log t², twice that of −log t
     torch.testing.assert_close(x, bx.sets.NonNegative().prox_barrier(y, 0.2))
+
+
+@pytest.mark.parametrize("name", ["Polyhedron wide", "Polyhedron tall"])
+def test_derivative_of_projections_onto_polyhedra_is_that_on_the_active_rows(name):
+    """With B of those rows: the projector I − B⁺B for the candidate, and B⁺ for their offsets."""
+    polyhedron, candidates = SETS[name](SIZE), draw((20, 5), 41, 3.0)
+
+    def project(y, offset):
+        return S.Polyhedron(polyhedron.matrix, offset).project(y)
+
+    for y in candidates:
+        by_candidate, by_offset = torch.func.jacrev(project, argnums=(0, 1))(y, polyhedron.offset)
+        lengths = polyhedron.matrix.norm(dim=-1)
+        active = (polyhedron.offset - polyhedron.matrix @ project(y, polyhedron.offset)) / lengths < 1e-9
+        inverse = torch.linalg.pinv(polyhedron.matrix[active])
+        expected = torch.eye(5, dtype=torch.float64) - inverse @ polyhedron.matrix[active]
+        torch.testing.assert_close(by_candidate, expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(by_offset[:, active], inverse, rtol=0, atol=1e-9)
+        assert not by_offset[:, ~active].abs().gt(1e-9).any()

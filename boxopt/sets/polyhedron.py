@@ -47,7 +47,7 @@ class Polyhedron(InteriorSet):
     Projections are found to about 1e-9 of the distance to the candidate, and satisfy the inequalities in float64, as
     sums of parameters and update do. A step costs min(m, n)³ operations a vector, and there are 54 of them.
 
-    **Derivative.** That on the active rows.
+    **Derivative.** That on the active rows, to about 1e-9.
 
     **Barrier.** $-\sum_j \log(b - Ax)_j$; ``relax`` is in the units of $Ax$.
 
@@ -227,6 +227,15 @@ def interior_step(
         multiplier_change = weight * _solve(lifted @ lifted.mT, right)
         change = -step * transposed_product(matrix, multiplier_change) - rest
         slack_change = residual - product(matrix, change)
+    elif whole:  # (I + lifted.mT @ lifted) by its root: the rows that are active outweigh its identity by 1e13
+        root = torch.sqrt(step)
+        both = torch.cat([weight * (residual - lack / multiplier), -rest / root], -1)
+        identity = torch.eye(columns, dtype=x.dtype, device=x.device).expand(*lifted.shape[:-2], columns, columns)
+        basis, factor = torch.linalg.qr(torch.cat([lifted, identity], -2))
+        change = torch.linalg.solve_triangular(factor, transposed_product(basis, both).unsqueeze(-1), upper=True)
+        change = root * change.squeeze(-1)
+        slack_change = residual - product(matrix, change)
+        multiplier_change = (lack - multiplier * slack_change) / slack
     else:
         right = -rest / torch.sqrt(step) - torch.sqrt(step) * transposed_product(
             matrix, lack / slack - weight**2 * residual
