@@ -45,7 +45,8 @@ class Polyhedron(InteriorSet):
     r"""The set $\{A x \le b\}$ for each vector along ``dim``; it must have an interior.
 
     Projections are found to about 1e-9 of the distance to the candidate, and satisfy the inequalities in float64, as
-    sums of parameters and update do. A step costs min(m, n)³ operations a vector, and there are 54 of them.
+    sums of parameters and update do. A step costs min(m, n)³ operations a vector, and there are 54 of them;
+    where m > n the last two, which have the derivative, cost a QR decomposition of (m + n) × n.
 
     **Derivative.** That on the active rows, to about 1e-9.
 
@@ -220,27 +221,19 @@ def interior_step(
         centre = torch.maximum(centre, 0.1 * (multiplier * slack - least).clamp_min(0.0).mean(-1, keepdim=True))
     lack = centre - multiplier * slack
     weight = torch.sqrt(multiplier / slack)
-    rows, columns = matrix.shape[-2:]
-    lifted = weight.unsqueeze(-1) * matrix * torch.sqrt(step).unsqueeze(-2)
-    if rows <= columns:
+    root = torch.sqrt(step)
+    lifted = weight.unsqueeze(-1) * matrix * root.unsqueeze(-2)
+    if matrix.shape[-2] <= matrix.shape[-1]:
         right = weight * (lack / multiplier - residual - product(matrix, rest))
         multiplier_change = weight * _solve(lifted @ lifted.mT, right)
         change = -step * transposed_product(matrix, multiplier_change) - rest
         slack_change = residual - product(matrix, change)
-    elif whole:  # (I + lifted.mT @ lifted) by its root: the rows that are active outweigh its identity by 1e13
-        root = torch.sqrt(step)
-        both = torch.cat([weight * (residual - lack / multiplier), -rest / root], -1)
-        identity = torch.eye(columns, dtype=x.dtype, device=x.device).expand(*lifted.shape[:-2], columns, columns)
-        basis, factor = torch.linalg.qr(torch.cat([lifted, identity], -2))
-        change = torch.linalg.solve_triangular(factor, transposed_product(basis, both).unsqueeze(-1), upper=True)
-        change = root * change.squeeze(-1)
-        slack_change = residual - product(matrix, change)
-        multiplier_change = (lack - multiplier * slack_change) / slack
     else:
-        right = -rest / torch.sqrt(step) - torch.sqrt(step) * transposed_product(
-            matrix, lack / slack - weight**2 * residual
-        )
-        change = torch.sqrt(step) * _solve(lifted.mT @ lifted, right)
+        if whole:
+            change = root * _solve_by_root(lifted, weight * (residual - lack / multiplier), -rest / root)
+        else:
+            right = -rest / root - root * transposed_product(matrix, lack / slack - weight**2 * residual)
+            change = root * _solve(lifted.mT @ lifted, right)
         slack_change = residual - product(matrix, change)
         multiplier_change = (lack - multiplier * slack_change) / slack
     shrink = torch.maximum(-multiplier_change / multiplier, -slack_change / slack).amax(-1, keepdim=True).detach()
@@ -257,6 +250,15 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor = torch.linalg.cholesky_ex(gram + identity * (1 + 1e-15 * size))[0]
     return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+
+
+def _solve_by_root(lifted: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """(I + LᵀL)⁻¹ (Lᵀa + b) from a QR decomposition of L over I: active rows outweigh the identity by 1e13."""
+    columns = lifted.shape[-1]
+    identity = torch.eye(columns, dtype=lifted.dtype, device=lifted.device).expand(*lifted.shape[:-2], columns, columns)
+    basis, factor = torch.linalg.qr(torch.cat([lifted, identity], -2))
+    right = transposed_product(basis, torch.cat([above, below], -1))
+    return torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=True).squeeze(-1)
 
 
 def product(matrix: Tensor, x: Tensor) -> Tensor:
