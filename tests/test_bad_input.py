@@ -304,7 +304,8 @@ NEEDED = {
 SCALARS = [
     pytest.param(make, name, id=f"{make.__name__}-{name}")
     for make in (vars(bx) | vars(bx.contrib)).values()
-    if inspect.isfunction(make) and str(inspect.signature(make).return_annotation) == "GradientTransformation"
+    if inspect.isfunction(make)
+    and str(inspect.signature(make).return_annotation) in ("GradientTransformation", "Schedule")
     for name, parameter in inspect.signature(make).parameters.items()
     if str(parameter.annotation).startswith("Scalar")
 ]
@@ -312,7 +313,7 @@ SCALARS = [
 
 @pytest.mark.parametrize(("make", "name"), sorted(SCALARS, key=lambda each: each.id))
 def test_hyperparameters_that_are_no_numbers(make, name):
-    """They are refused when the transformation is made, rather than by what meets them in the first update."""
+    """They are refused when it is made, by their names, rather than by what meets them in the first update."""
     empty = inspect.Parameter.empty
     arguments = {
         each.name: NEEDED.get(each.name, 0.5)
@@ -322,7 +323,7 @@ def test_hyperparameters_that_are_no_numbers(make, name):
     if name == "penalty":  # of constraints, one of which there has to be
         arguments["equality"] = torch.sum
     for wrong in ("0.5", {"a": "0.5"}, True):
-        with pytest.raises(TypeError, match=r"is a number.*, got (str|dict|bool) "):
+        with pytest.raises(TypeError, match=rf"^{name}( of leaf 'a')? is a number.*, got (str|dict|bool) "):
             make(**arguments | {name: wrong})
 
 

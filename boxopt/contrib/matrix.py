@@ -9,6 +9,7 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.combine import chain, partition
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, bind, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.optimizers import adamw
@@ -21,6 +22,7 @@ from boxopt.scale.shampoo import scale_by_shampoo
 from boxopt.scale.soap import scale_by_soap
 
 
+@expects_numbers
 def muon(
     learning_rate: ScalarOrSchedule,
     ns_coeffs: Any = STANDARD,
@@ -156,6 +158,7 @@ def galore(
     )
 
 
+@expects_numbers
 def shampoo(
     learning_rate: ScalarOrSchedule,
     momentum: Scalar | None = 0.9,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from boxopt.core.combine import chain
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.coin_betting import scale_by_cocob
@@ -77,6 +78,7 @@ def dog(
     )
 
 
+@expects_numbers
 def dowg(
     learning_rate: ScalarOrSchedule = 1.0,
     init_estim_sq_dist: Scalar | None = None,

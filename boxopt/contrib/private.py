@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from boxopt.core.combine import chain
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.momentum import trace
@@ -12,6 +13,7 @@ from boxopt.scale.privacy import differentially_private_aggregate
 from boxopt.scale.scale import scale_by_learning_rate
 
 
+@expects_numbers
 def dpsgd(
     learning_rate: ScalarOrSchedule,
     l2_norm_clip: Scalar,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
+from inspect import signature
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from boxopt.core import tree
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_number(value: Any) -> bool:
@@ -30,6 +33,18 @@ def expect_annotated(function: Callable[..., Any], named: dict[str, Any]) -> Non
         if type(value) is float or name not in named or (value is None and declared.endswith(" | None")):
             continue
         (expect_numbers if declared.startswith("ScalarOrSchedule") else expect_number)(name, value)
+
+
+def expects_numbers(make: F) -> F:
+    """Have a function's arguments checked by its own names, before what it is composed of does so by others."""
+    names = list(signature(make).parameters)
+
+    @wraps(make)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        expect_annotated(make, dict(zip(names, arguments, strict=False)) | named)
+        return make(*arguments, **named)
+
+    return checked  # pyright: ignore[reportReturnType]
 
 
 @lru_cache(maxsize=1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from boxopt.core.combine import chain
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.adam import scale_by_adam
@@ -15,6 +16,7 @@ from boxopt.scale.polyak import scale_by_polyak
 from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
 
 
+@expects_numbers
 def sgd(
     learning_rate: ScalarOrSchedule,
     momentum: Scalar | None = None,
@@ -91,6 +93,7 @@ def optimistic_gradient_descent(
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
 
 
+@expects_numbers
 def optimistic_adam(
     learning_rate: Scalar,
     optimism: Scalar | None = None,
@@ -167,6 +170,7 @@ def optimistic_adam_v2(
     )
 
 
+@expects_numbers
 def polyak_sgd(
     max_learning_rate: Scalar = 1.0,
     scaling: ScalarOrSchedule = 1.0,

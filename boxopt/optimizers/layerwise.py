@@ -9,7 +9,7 @@ from torch import Tensor
 
 from boxopt.core import tree
 from boxopt.core.combine import chain, masked
-from boxopt.core.expect import expect_number
+from boxopt.core.expect import expect_number, expects_numbers
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.adam import scale_by_adam
@@ -19,6 +19,7 @@ from boxopt.scale.novograd import scale_by_novograd
 from boxopt.scale.scale import add_decayed_weights, scale_by_learning_rate
 
 
+@expects_numbers
 def lars(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boxopt.core.combine import chain
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, identity
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.adadelta import scale_by_adadelta
@@ -17,6 +18,7 @@ from boxopt.scale.scale import add_decayed_weights, scale, scale_by_learning_rat
 from boxopt.scale.sm3 import scale_by_sm3
 
 
+@expects_numbers
 def rmsprop(
     learning_rate: ScalarOrSchedule,
     decay: Scalar = 0.9,
@@ -126,6 +128,7 @@ def adadelta(
     )
 
 
+@expects_numbers
 def adafactor(
     learning_rate: ScalarOrSchedule | None = None,
     min_dim_size_to_factor: int = 128,
@@ -177,6 +180,7 @@ def adafactor(
     )
 
 
+@expects_numbers
 def sm3(learning_rate: ScalarOrSchedule, momentum: Scalar = 0.9) -> GradientTransformation:
     """SM3: Adagrad with the memory of rows and columns; see `scale_by_sm3`.
 

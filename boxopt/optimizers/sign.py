@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boxopt.core.combine import chain
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation
 from boxopt.core.types import Scalar, ScalarOrSchedule
 from boxopt.scale.momentum import ema
@@ -60,6 +61,7 @@ def sign_sgd(learning_rate: ScalarOrSchedule) -> GradientTransformation:
     return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
 
 
+@expects_numbers
 def signum(learning_rate: ScalarOrSchedule, beta: Scalar = 0.9) -> GradientTransformation:
     """Gradient descent by the sign of the running average of the gradients.
 

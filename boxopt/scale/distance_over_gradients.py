@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -118,6 +119,7 @@ class DoWGState(NamedTuple):
     estim_sq_dist: Tensor
 
 
+@expects_numbers
 def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) -> GradientTransformation:
     r"""`scale_by_dog` with gradients weighted by the distance, which forgets the early ones.
 

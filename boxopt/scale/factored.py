@@ -75,7 +75,7 @@ def scale_by_factored_rms(
         bind(
             _factored_update,
             decay_rate=decay_rate,
-            offset=step_offset,
+            step_offset=step_offset,
             epsilon=epsilon,
             decay_rate_fn=power_decay if decay_rate_fn is None else decay_rate_fn,
         ),
@@ -118,11 +118,11 @@ def _factored_update(
     params: P,
     *,
     decay_rate: Scalar,
-    offset: Scalar,
+    step_offset: Scalar,
     epsilon: Scalar,
     decay_rate_fn: Callable[[Tensor, Scalar], Tensor],
 ) -> tuple[P, FactoredState]:
-    beta = decay_rate_fn(state.count - offset, decay_rate)
+    beta = decay_rate_fn(state.count - step_offset, decay_rate)
     old, new = exact.cast_once(beta), exact.cast_once(1 - beta)
 
     def square(g: Tensor) -> Tensor:

@@ -108,19 +108,19 @@ def scale_by_trust_ratio(
     """
     return GradientTransformation(
         init_factors,
-        bind(_trust_ratio_update, min_norm=min_norm, coefficient=trust_coefficient, eps=eps),
+        bind(_trust_ratio_update, min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps),
         factor_step_size,
     )
 
 
 def _trust_ratio_update(
-    updates: P, state: FactorState, params: P, *, min_norm: Scalar, coefficient: Scalar, eps: Scalar
+    updates: P, state: FactorState, params: P, *, min_norm: Scalar, trust_coefficient: Scalar, eps: Scalar
 ) -> tuple[P, FactorState]:
     def ratio(update: Tensor, param: Tensor) -> Tensor:
         of_param, of_update = at_least(norm(param), min_norm), at_least(norm(update), min_norm)
         positive = (of_param > 0) & (of_update > 0)
         bottom = torch.where(positive, of_update, 1.0) + exact.like(eps, of_update)
-        return torch.where(positive, exact.like(coefficient, of_param) * of_param / bottom, 1.0)
+        return torch.where(positive, exact.like(trust_coefficient, of_param) * of_param / bottom, 1.0)
 
     factors = tree.map(ratio, updates, params)
     return multiply(updates, factors), FactorState(factors)
@@ -149,13 +149,15 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
     Source:
         `optax.normalize_by_update_norm`.
     """
-    return GradientTransformation(init_factor, bind(_normalize_update, scale=scale_factor, eps=eps), factor_step_size)
+    return GradientTransformation(
+        init_factor, bind(_normalize_update, scale_factor=scale_factor, eps=eps), factor_step_size
+    )
 
 
 @elementwise  # of a packed tree the norm is the same
 def _normalize_update(
-    updates: P, state: FactorState, params: P, *, scale: Scalar, eps: Scalar
+    updates: P, state: FactorState, params: P, *, scale_factor: Scalar, eps: Scalar
 ) -> tuple[P, FactorState]:
     length = root(squared_norm(updates)) + eps
-    factor = exact.like(scale, length) / length
+    factor = exact.like(scale_factor, length) / length
     return multiply(updates, factor), FactorState(factor)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.expect import expect_annotated
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, bind, elementwise
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import is_true, zero_count
@@ -35,6 +35,7 @@ class ReduceLROnPlateauState(NamedTuple):
     avg_value: Tensor
 
 
+@expects_numbers
 def reduce_on_plateau(
     factor: Scalar = 0.1,
     patience: Scalar = 10,
@@ -74,7 +75,6 @@ def reduce_on_plateau(
     Source:
         `optax.contrib.reduce_on_plateau`; `torch.optim.lr_scheduler.ReduceLROnPlateau`.
     """
-    expect_annotated(reduce_on_plateau, {"factor": factor, "rtol": rtol, "atol": atol})
     if is_true(factor <= 0) or is_true(factor >= 1):
         raise ValueError(f"factor is between 0 and 1, got {factor!r}")
     if is_true(rtol < 0) or is_true(rtol > 1) or is_true(atol < 0):

@@ -53,7 +53,7 @@ def scale_by_polyak(
         raise ValueError(f'the variant is "sps" or "sps+", got {variant!r}')
     return GradientTransformation(
         init_factor,
-        bind(_polyak_update, f_min=f_min, limit=max_learning_rate, eps=eps, positive=variant == "sps+"),
+        bind(_polyak_update, f_min=f_min, max_learning_rate=max_learning_rate, eps=eps, positive=variant == "sps+"),
         factor_step_size,
     )
 
@@ -66,7 +66,7 @@ def _polyak_update(
     *,
     value: Any,
     f_min: Scalar,
-    limit: Scalar,
+    max_learning_rate: Scalar,
     eps: Scalar,
     positive: bool,
 ) -> tuple[P, FactorState]:
@@ -76,7 +76,7 @@ def _polyak_update(
     if positive:
         gap = torch.where(gap > 0, gap, 0.0)
     flat = bottom <= _EPSILON
-    factor = _at_most(gap / torch.where(flat, 1.0, bottom), limit)
+    factor = _at_most(gap / torch.where(flat, 1.0, bottom), max_learning_rate)
     factor = torch.where(flat, 0.0, factor)
     return multiply(updates, factor), FactorState(factor)
 

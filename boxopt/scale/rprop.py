@@ -62,15 +62,21 @@ def scale_by_rprop(
         algorithm", 1993; `torch.optim.Rprop`; `optax.scale_by_rprop`, which makes each update one step late.
     """
     return GradientTransformation(
-        bind(_rprop_init, initial=learning_rate),
-        bind(_rprop_update, eta_minus=eta_minus, eta_plus=eta_plus, least=min_step_size, most=max_step_size),
+        bind(_rprop_init, learning_rate=learning_rate),
+        bind(
+            _rprop_update,
+            eta_minus=eta_minus,
+            eta_plus=eta_plus,
+            min_step_size=min_step_size,
+            max_step_size=max_step_size,
+        ),
         _rprop_step_size,
     )
 
 
-def _rprop_init(params: Any, *, initial: Scalar) -> ScaleByRpropState:
+def _rprop_init(params: Any, *, learning_rate: Scalar) -> ScaleByRpropState:
     tree.check_parameters(params)
-    step_sizes = tree.map(lambda x: torch.zeros_like(x) + exact.like(initial, x), params)
+    step_sizes = tree.map(lambda x: torch.zeros_like(x) + exact.like(learning_rate, x), params)
     return ScaleByRpropState(step_sizes, zeros_like(params))
 
 
@@ -82,13 +88,14 @@ def _rprop_update(
     *,
     eta_minus: Scalar,
     eta_plus: Scalar,
-    least: Scalar,
-    most: Scalar,
+    min_step_size: Scalar,
+    max_step_size: Scalar,
 ) -> tuple[P, ScaleByRpropState]:
     def adapt(size: Tensor, g: Tensor, last: Tensor) -> Tensor:
         agreement = torch.sign(g) * torch.sign(last)  # not of the product, which may underflow
         changed = torch.where(agreement > 0, exact.like(eta_plus, size) * size, exact.like(eta_minus, size) * size)
-        return torch.where(agreement == 0, size, exact.clamp(changed, exact.like(least, size), exact.like(most, size)))
+        least, most = exact.like(min_step_size, size), exact.like(max_step_size, size)
+        return torch.where(agreement == 0, size, exact.clamp(changed, least, most))
 
     def move(g: Tensor, last: Tensor, size: Tensor) -> Tensor:
         return torch.where(torch.sign(g) * torch.sign(last) < 0, 0.0, size * torch.sign(g))

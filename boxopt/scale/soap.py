@@ -9,6 +9,7 @@ from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
 from boxopt.core.decompose import eigh
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -39,6 +40,7 @@ class ScaleBySoapState(NamedTuple):
     right_basis: Any
 
 
+@expects_numbers
 def scale_by_soap(
     b1: Scalar = 0.95,
     b2: Scalar = 0.95,

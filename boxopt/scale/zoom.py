@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.expect import expect_annotated
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import zero_count
@@ -48,6 +48,7 @@ class ScaleByZoomLinesearchState(NamedTuple):
     info: ZoomLinesearchInfo
 
 
+@expects_numbers
 def scale_by_zoom_linesearch(
     max_linesearch_steps: int,
     max_learning_rate: Scalar | None = None,
@@ -106,8 +107,6 @@ def scale_by_zoom_linesearch(
     criteria = Criteria(
         tol, increase_factor, slope_rtol, curv_rtol, approx_dec_rtol, stepsize_precision, max_learning_rate
     )
-    largest = {"max_learning_rate": max_learning_rate, "stepsize_precision": stepsize_precision}
-    expect_annotated(scale_by_zoom_linesearch, criteria._asdict() | largest)
     return GradientTransformation(
         _zoom_init,
         bind(_zoom_update, steps=max_linesearch_steps, criteria=criteria, guess=initial_guess_strategy),

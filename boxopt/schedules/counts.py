@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.core.expect import expect_number
 from boxopt.core.types import Scalar
 
 
@@ -30,6 +31,7 @@ def fraction(passed: Tensor, steps: Scalar) -> Tensor:
 
 
 def check_steps(name: str, steps: Any) -> None:
-    """Raise a ``ValueError`` if a number of updates is not positive."""
+    """Raise a ``ValueError`` if a number of updates is not positive, and a ``TypeError`` if it is no number."""
+    expect_number(name, steps)
     if not isinstance(steps, Tensor) and not steps > 0:
         raise ValueError(f"{name} is positive, got {steps!r}")

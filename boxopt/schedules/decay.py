@@ -57,13 +57,26 @@ def polynomial_schedule(
     """
     check_steps("transition_steps", transition_steps)
     return bind(
-        _polynomial, start=init_value, end=end_value, power=power, steps=transition_steps, begin=transition_begin
+        _polynomial,
+        init_value=init_value,
+        end_value=end_value,
+        power=power,
+        transition_steps=transition_steps,
+        transition_begin=transition_begin,
     )
 
 
-def _polynomial(count: Tensor, *, start: Scalar, end: Scalar, power: Scalar, steps: Scalar, begin: Scalar) -> Tensor:
-    left = 1 - fraction(real(count) - _not_negative(begin), steps)
-    return (start - end) * left ** tensor_like(power, left) + end
+def _polynomial(
+    count: Tensor,
+    *,
+    init_value: Scalar,
+    end_value: Scalar,
+    power: Scalar,
+    transition_steps: Scalar,
+    transition_begin: Scalar,
+) -> Tensor:
+    left = 1 - fraction(real(count) - _not_negative(transition_begin), transition_steps)
+    return (init_value - end_value) * left ** tensor_like(power, left) + end_value
 
 
 def _not_negative(begin: Scalar) -> Scalar:
@@ -90,12 +103,20 @@ def linear_schedule(
         `optax.linear_schedule`.
     """
     check_steps("transition_steps", transition_steps)
-    return bind(_linear, start=init_value, end=end_value, steps=transition_steps, begin=transition_begin)
+    return bind(
+        _linear,
+        init_value=init_value,
+        end_value=end_value,
+        transition_steps=transition_steps,
+        transition_begin=transition_begin,
+    )
 
 
-def _linear(count: Tensor, *, start: Scalar, end: Scalar, steps: Scalar, begin: Scalar) -> Tensor:
-    passed = fraction(real(count) - _not_negative(begin), steps)
-    return (start - end) * (1 - passed) + end
+def _linear(
+    count: Tensor, *, init_value: Scalar, end_value: Scalar, transition_steps: Scalar, transition_begin: Scalar
+) -> Tensor:
+    passed = fraction(real(count) - _not_negative(transition_begin), transition_steps)
+    return (init_value - end_value) * (1 - passed) + end_value
 
 
 def cosine_decay_schedule(
@@ -121,12 +142,12 @@ def cosine_decay_schedule(
         `optax.cosine_decay_schedule`.
     """
     check_steps("decay_steps", decay_steps)
-    return bind(_cosine, start=init_value, steps=decay_steps, alpha=alpha, exponent=exponent)
+    return bind(_cosine, init_value=init_value, decay_steps=decay_steps, alpha=alpha, exponent=exponent)
 
 
-def _cosine(count: Tensor, *, start: Scalar, steps: Scalar, alpha: Scalar, exponent: Scalar) -> Tensor:
-    falling = (1 + torch.cos(math.pi * fraction(real(count), steps))) / 2
-    return start * ((1 - alpha) * falling**exponent + alpha)
+def _cosine(count: Tensor, *, init_value: Scalar, decay_steps: Scalar, alpha: Scalar, exponent: Scalar) -> Tensor:
+    falling = (1 + torch.cos(math.pi * fraction(real(count), decay_steps))) / 2
+    return init_value * ((1 - alpha) * falling**exponent + alpha)
 
 
 def exponential_decay(
@@ -158,31 +179,31 @@ def exponential_decay(
     check_steps("transition_steps", transition_steps)
     return bind(
         _exponential,
-        start=init_value,
-        steps=transition_steps,
-        rate=decay_rate,
-        begin=transition_begin,
+        init_value=init_value,
+        transition_steps=transition_steps,
+        decay_rate=decay_rate,
+        transition_begin=transition_begin,
         staircase=staircase,
-        end=end_value,
+        end_value=end_value,
     )
 
 
 def _exponential(
     count: Tensor,
     *,
-    start: Scalar,
-    steps: Scalar,
-    rate: Scalar,
-    begin: Scalar,
+    init_value: Scalar,
+    transition_steps: Scalar,
+    decay_rate: Scalar,
+    transition_begin: Scalar,
     staircase: bool,
-    end: Scalar | None,
+    end_value: Scalar | None,
 ) -> Tensor:
-    passed = (real(count) - _not_negative(begin)) / steps
+    passed = (real(count) - _not_negative(transition_begin)) / transition_steps
     passed = torch.floor(passed) if staircase else passed
     passed = torch.where(passed > 0, passed, 0.0)
-    rate = tensor_like(rate, passed)
-    value = start * rate**passed
-    if end is None:
+    rate = tensor_like(decay_rate, passed)
+    value = init_value * rate**passed
+    if end_value is None:
         return value
-    end = tensor_like(end, value)
+    end = tensor_like(end_value, value)
     return torch.where(rate < 1, torch.maximum(value, end), torch.minimum(value, end))

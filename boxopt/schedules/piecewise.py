@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import bind
 from boxopt.core.types import Scalar, Schedule
 from boxopt.core.values import check_nonnegative
@@ -17,6 +18,7 @@ from boxopt.schedules.counts import check_steps, fraction, real
 Knots = list[tuple[Any, Scalar]]
 
 
+@expects_numbers
 def piecewise_constant_schedule(
     init_value: Scalar, boundaries_and_scales: Mapping[int, Scalar] | None = None
 ) -> Schedule:
@@ -50,6 +52,7 @@ def _piecewise_constant(count: Tensor, *, start: Scalar, knots: Knots) -> Tensor
     return value
 
 
+@expects_numbers
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Scalar, boundaries_and_scales: Mapping[int, Scalar] | None = None
 ) -> Schedule:
@@ -103,6 +106,7 @@ def _piecewise_interpolate(count: Tensor, *, kind: str, start: Scalar, knots: Kn
     return value
 
 
+@expects_numbers
 def linear_onecycle_schedule(
     transition_steps: Scalar,
     peak_value: Scalar,
@@ -139,6 +143,7 @@ def linear_onecycle_schedule(
     return _interpolated("linear", peak_value / div_factor, knots)
 
 
+@expects_numbers
 def cosine_onecycle_schedule(
     transition_steps: Scalar,
     peak_value: Scalar,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxopt.core.expect import expects_numbers
 from boxopt.core.transform import bind
 from boxopt.core.types import Scalar, Schedule
 from boxopt.schedules.counts import check_steps, fraction, real
@@ -47,6 +48,7 @@ def _join(count: Tensor, *, schedules: tuple[Schedule, ...], boundaries: tuple[S
     return value
 
 
+@expects_numbers
 def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
     """A straight line up to a peak, and constant from there.
 
@@ -67,6 +69,7 @@ def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_step
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
+@expects_numbers
 def warmup_cosine_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -115,6 +118,7 @@ def _warmup_cosine(
     return torch.where(t < warmup, rising, end + (peak - end) * falling)
 
 
+@expects_numbers
 def warmup_exponential_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,

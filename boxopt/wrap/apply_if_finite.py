@@ -58,8 +58,8 @@ def apply_if_finite(transformation: GradientTransformation, max_consecutive_erro
     inner = on_leaves(transformation)
     return GradientTransformation(
         bind(_apply_if_finite_init, transformation=inner),
-        bind(_apply_if_finite_update, transformation=inner, most=max_consecutive_errors),
-        bind(_apply_if_finite_step_size, transformation=inner, most=max_consecutive_errors),
+        bind(_apply_if_finite_update, transformation=inner, max_consecutive_errors=max_consecutive_errors),
+        bind(_apply_if_finite_step_size, transformation=inner, max_consecutive_errors=max_consecutive_errors),
     )
 
 
@@ -86,17 +86,19 @@ def _apply_if_finite_update(
     params: P,
     *,
     transformation: GradientTransformation,
-    most: Scalar,
+    max_consecutive_errors: Scalar,
     **extra: Any,
 ) -> tuple[P, ApplyIfFiniteState]:
     finite = all_finite(updates).to(state.last_finite.device)
     count = torch.where(finite, 0, state.notfinite_count + 1)
-    changed, inner = update_where(finite | (count > most), transformation, updates, state.inner_state, params, extra)
+    changed, inner = update_where(
+        finite | (count > max_consecutive_errors), transformation, updates, state.inner_state, params, extra
+    )
     return changed, ApplyIfFiniteState(count, finite, state.total_notfinite + ~finite, inner)
 
 
 def _apply_if_finite_step_size(
-    state: ApplyIfFiniteState, step_size: Any, *, transformation: GradientTransformation, most: Scalar
+    state: ApplyIfFiniteState, step_size: Any, *, transformation: GradientTransformation, max_consecutive_errors: Scalar
 ) -> Any:
-    applied = state.last_finite | (state.notfinite_count > most)
+    applied = state.last_finite | (state.notfinite_count > max_consecutive_errors)
     return step_size_where(applied, transformation, state.inner_state, step_size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, tree
-from boxopt.core.expect import expect_number
+from boxopt.core.expect import expects_numbers
 from boxopt.core.pack import on_leaves
 from boxopt.core.transform import GradientTransformation, apply_updates, bind, last
 from boxopt.core.types import P, Scalar
@@ -31,6 +31,7 @@ class LookaheadState(NamedTuple):
     slow: Any
 
 
+@expects_numbers
 def lookahead(
     fast_optimizer: GradientTransformation, sync_period: Scalar, slow_step_size: Scalar, reset_state: bool = False
 ) -> GradientTransformation:
@@ -68,7 +69,6 @@ def lookahead(
         M. R. Zhang et al., "Lookahead optimizer: k steps forward, 1 step back", NeurIPS 2019; `optax.lookahead`, which
         keeps the slow parameters beside the fast ones rather than in the state.
     """
-    expect_number("sync_period", sync_period)
     if not isinstance(sync_period, Tensor) and not sync_period >= 1:
         raise ValueError(f"sync_period is at least 1, got {sync_period!r}")
     check_nonnegative("slow_step_size", slow_step_size)
