@@ -62,7 +62,7 @@ def test_bounds_that_are_no_numbers(bound, message):
         ),
         (
             bx.Box(upper={"layer": {"weight": torch.ones(3, 2), "bias": 1.0}}),
-            r"leaf 'layer\.weight': the upper bound has shape \(3, 2\), which does not broadcast to .* shape \(2, 3\)",
+            r"leaf 'layer\.weight': the upper bound has shape \(3, 2\), which does not broadcast to \(2, 3\)",
         ),
         (
             bx.Box(upper={"layer": {"weight": 1.0, "bias": torch.ones(4, 3)}}),
@@ -70,7 +70,7 @@ def test_bounds_that_are_no_numbers(bound, message):
         ),
         (
             bx.Box(lower={"layer": {"weight": torch.zeros(2), "bias": None}}),
-            r"leaf 'layer\.weight': the lower bound has shape \(2,\), which does not broadcast to .* shape \(2, 3\)",
+            r"leaf 'layer\.weight': the lower bound has shape \(2,\), which does not broadcast to \(2, 3\)",
         ),
     ],
 )

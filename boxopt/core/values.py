@@ -34,6 +34,22 @@ def check_nonnegative(name: str, value: Any) -> None:
             raise ValueError(f"{place} is not negative, got {number!r}")
 
 
+def check_broadcasts(name: str, value: Any, shape: torch.Size, whose: str) -> None:
+    """Raise a ``ValueError`` if a hyperparameter is a tensor that does not broadcast to a shape."""
+    if isinstance(value, Tensor) and not _broadcasts(value.shape, shape):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}, the shape of the "
+            f"{whose}"
+        )
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, target) == target
+    except RuntimeError:
+        return False
+
+
 class CountState(NamedTuple):
     """The state of a transformation with a schedule.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from boxopt.core import exact, foreach, sharded, tree
 from boxopt.core.transform import add_update
-from boxopt.core.values import is_true
+from boxopt.core.values import check_broadcasts, is_true
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.log_barrier import prox_log_barrier, relaxed_log, relaxed_log_slope
 
@@ -64,11 +64,7 @@ class Box(ConstraintSet):
 
         def check_leaf(x: Tensor, lower: Any, upper: Any) -> None:
             for name, bound in (("lower", lower), ("upper", upper)):
-                if isinstance(bound, Tensor) and not _broadcasts(bound, x):
-                    raise ValueError(
-                        f"the {name} bound has shape {tuple(bound.shape)}, which does not broadcast to the parameter's "
-                        f"shape {tuple(x.shape)}"
-                    )
+                check_broadcasts(f"the {name} bound", bound, x.shape, "parameter")
             low, high = _limits(x, lower, upper)
             if is_true(low > high):
                 raise ValueError(f"no number of dtype {x.dtype} lies between the bounds {lower!r} and {upper!r}")
@@ -236,13 +232,6 @@ def _barrier_value(slack: Tensor, delta: Tensor, direction: float) -> Tensor:
 
 def _barrier_slope(slack: Tensor, delta: Tensor, direction: float) -> Tensor:
     return direction * relaxed_log_slope(slack, delta)
-
-
-def _broadcasts(bound: Tensor, x: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(bound.shape, x.shape) == x.shape
-    except RuntimeError:
-        return False
 
 
 def _check_bounds(lower: Any, upper: Any) -> None:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from boxopt.core import exact, tree
 from boxopt.core.search import may_stop, search
-from boxopt.core.values import check_nonnegative, is_true
+from boxopt.core.values import check_broadcasts, check_nonnegative, is_true
 from boxopt.sets.matrices import MatrixSet
-from boxopt.sets.vectors import check_broadcasts, normalized, precise
+from boxopt.sets.vectors import normalized, precise
 
 P = TypeVar("P")
 

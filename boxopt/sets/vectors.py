@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact, sharded, tree
+from boxopt.core.values import check_broadcasts
 from boxopt.sets.base import ConstraintSet
 
 P = TypeVar("P")
@@ -242,19 +243,3 @@ def _from_vectors(vectors: Tensor, leaf: Tensor, dim: Dim) -> Tensor:
         return vectors.reshape(leaf.shape)
     shape = [leaf.shape[axis] for axis in axes]
     return vectors.unflatten(-1, shape).movedim(tuple(range(-len(axes), 0)), axes)
-
-
-def check_broadcasts(name: str, value: Any, shape: torch.Size, whose: str) -> None:
-    """Raise a ``ValueError`` if a hyperparameter is a tensor that does not broadcast to a shape."""
-    if isinstance(value, Tensor) and not _broadcasts(value.shape, shape):
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}, the shape of the "
-            f"{whose}"
-        )
-
-
-def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(shape, target) == target
-    except RuntimeError:
-        return False
