@@ -72,6 +72,47 @@ def test_ill_conditioned():
     torch.testing.assert_close(bx.nnls(matrix, right), true, rtol=1e-7, atol=1e-7)
 
 
+COLUMNS = {
+    "twins": lambda a: torch.cat([a[..., :-1], a[..., :1]], -1),
+    "near twins": lambda a: torch.cat([a[..., :-1], a[..., :1] + 1e-7 * a[..., -1:]], -1),
+    "low rank": lambda a: a[..., :2] @ a[..., :2, :],
+    "scales": lambda a: a * torch.logspace(-6, 6, a.shape[-1], dtype=DTYPE),
+    "whole numbers": torch.round,
+    "Hilbert's": lambda a: 1 / (1 + torch.arange(a.shape[-2])[:, None] + torch.arange(a.shape[-1])).to(DTYPE) + 0 * a,
+    "large": lambda a: 1e8 * a,
+    "small": lambda a: 1e-8 * a,
+}
+BOUNDS = {
+    "none": (-torch.inf, torch.inf),
+    "not negative": (0.0, torch.inf),
+    "box": (-0.3, 0.2),
+    "some": (torch.tensor([-torch.inf, -0.1, 0.0]), torch.tensor([0.1, torch.inf, 0.0])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(9, 6), (6, 6), (3, 6)], ids=str)
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_optimal_whatever_the_columns(columns, bounds, shape, dtype):
+    """Of each column the slope is 0, or holds the coordinate at its bound, to the roundings of the residual."""
+    matrix, right = problems(*shape, count=50)
+    matrix, right = COLUMNS[columns](matrix).to(dtype), right.to(dtype)
+    if columns == "whole numbers":
+        right = right.round()
+    lower, upper = (torch.as_tensor(b, dtype=dtype).repeat(6)[:6].expand(50, 6) for b in BOUNDS[bounds])
+    x = bx.bvls(matrix, right, lower, upper)
+    assert ((x >= lower) & (x <= upper)).all()
+    matrix, right, x = matrix.double(), right.double(), x.double()
+    residual = (matrix @ x[..., None])[..., 0] - right
+    size = (matrix.abs() @ x[..., None].abs())[..., 0].norm(dim=-1) + right.norm(dim=-1)
+    unit = size[:, None] * matrix.norm(dim=-2)
+    slope = (matrix.mT @ residual[..., None])[..., 0] / torch.where(unit > 0, unit, 1.0)
+    tolerance = 100 * torch.finfo(dtype).eps
+    assert (slope[x > lower] < tolerance).all()
+    assert (slope[x < upper] > -tolerance).all()
+
+
 def test_a_neighbour_that_is_not_a_number_changes_nothing():
     matrix, right = problems(8, 3, count=4)
     expected = bx.nnls(matrix, right)

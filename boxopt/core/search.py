@@ -66,6 +66,12 @@ def _aligned(arguments: tuple[Any, ...], in_dims: tuple[int | None, ...], size: 
     return aligned
 
 
-def may_stop(x: Tensor) -> bool:
-    """Whether to look if a search is done: on a CPU that costs less than the steps it saves, on a GPU it waits."""
-    return x.device.type == "cpu" and not torch._C._len_torch_dispatch_stack()  # fake tensors have no values
+def may_stop(x: Tensor, dear: bool = False) -> bool:
+    """Whether to look at values for whether a search is done.
+
+    On a CPU that costs less than the steps it saves. On a GPU it waits, which only ``dear`` steps are worth, and must
+    not be in a graph that is recorded.
+    """
+    if torch._C._len_torch_dispatch_stack():  # fake tensors have no values
+        return False
+    return x.device.type == "cpu" or (dear and not (x.is_cuda and torch.cuda.is_current_stream_capturing()))

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxopt.core import exact, tree
+from boxopt.core import decompose, exact, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import is_true
 from boxopt.solve.quadratic import add_diagonal, diagonal
 
 _PATIENCE = 3
 """Rounds without fewer coordinates in the wrong place, after which they change places one at a time."""
+
+_WELL_CONDITIONED = 1e3
+"""A condition of a matrix whose normal equations give as good a start as any."""
 
 
 def nnls(matrix: Tensor, right: Tensor) -> Tensor:
@@ -48,11 +51,11 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     $$ \min_{l \le x \le u}\; \|A x - b\|^2 $$
 
     by block principal pivoting: coordinates are held at bounds or free, those in the wrong place change it, all at once
-    while that makes progress and otherwise one at a time, which ends. Then one step of refinement with the residual of
-    A itself makes good what AᵀA lost. Where A has not full rank, x is one of the solutions.
+    while that makes progress and otherwise one at a time, which ends. What is free comes from a QR decomposition and a
+    step of refinement, so that no digits are lost as in AᵀA. Where A has not full rank, x is one of the solutions.
 
-    The result has derivatives of any order with respect to A, b and the bounds, those of the free coordinates' normal
-    equations, wherever no coordinate is about to change its place.
+    The result has derivatives of any order with respect to A, b and the bounds, those of the free coordinates' least
+    squares, wherever no coordinate is about to change its place.
 
     Args:
         matrix: A, (..., m, n).
@@ -91,64 +94,179 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     if is_true(lower > upper):
         raise ValueError("a lower bound is above the upper one")
 
+    # Each coordinate in units in which its column's largest entry is about 1.
+    unit = _unit(matrix.detach())
+    matrix = matrix * unit.unsqueeze(-2)
+    low, high = lower / unit, upper / unit
+    found = _found(low.detach(), high.detach(), right.detach(), matrix.detach())
+    side, start, below = found[..., 0, :], found[..., 1, :], found[..., 2:, :]
+    # Once more, for derivatives and digits: from here the step is that of the refinement.
+    point = torch.where(side == 0, start, _place(side, low, high))
+    step = _solution(_decomposed(matrix, side, below), right - _apply(matrix, point))
+    solution = torch.where(side == 0, (point + step) * unit, _place(side, lower, upper))
+    known = (right * 0).sum(-1, keepdim=True) + (matrix.detach() * 0).sum((-2, -1)).unsqueeze(-1) == 0
+    return torch.where(known, exact.clip(solution, lower, upper), torch.nan)
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    """A power of two for each column, by which its largest entry comes to between 1 and 2; 1 for a column of zeros."""
+    if not matrix.shape[-2]:
+        return matrix.new_ones(*matrix.shape[:-2], matrix.shape[-1])
+    largest = matrix.abs().amax(-2)
+    some = (largest > torch.finfo(matrix.dtype).smallest_normal) & (largest < torch.inf)
+    return torch.exp2(-torch.floor(torch.log2(torch.where(some, largest, 1.0))))
+
+
+def _place(side: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where coordinates are held, and 0 for those that are free."""
+    return torch.where(side < 0, lower, torch.where(side > 0, upper, torch.zeros_like(side)))
+
+
+@search("bvls", lambda shape: (*shape[:-1], 2 + shape[-1], shape[-1]))
+def _found(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> Tensor:
+    """Where coordinates are, the solution, and the rows that `_decomposed` takes, one below the other.
+
+    A coordinate is at −1 if it is held at the lower bound, at 1 if at the upper, and at 0 if it is free.
+    """
+    side, x, settled = _pivoted(lower, upper, right, matrix)
+    below = torch.diag_embed((side != 0).to(matrix.dtype))
+    found = torch.cat([side.unsqueeze(-2), x.unsqueeze(-2), below], -2)
+    if not may_stop(x, dear=True):
+        return _descended(found, lower, upper, right, matrix)
+    if bool(settled.all()):
+        return found
+    chosen = ~settled.squeeze(-1)
+    batch = chosen.shape
+    matrix, right = matrix.expand(*batch, *matrix.shape[-2:]), right.expand(*batch, right.shape[-1])
+    lower, upper = lower.expand_as(side), upper.expand_as(side)
+    found[chosen] = _descended(found[chosen], lower[chosen], upper[chosen], right[chosen], matrix[chosen])
+    return found
+
+
+def _pivoted(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sides and a solution by block principal pivoting with the normal equations, and whether they are to be trusted.
+
+    Where columns nearly depend on each other they are not: the pivoting may then not even end.
+    """
+    eps, size = torch.finfo(matrix.dtype).eps, matrix.shape[-1]
     normal = matrix.mT @ matrix
-    largest = diagonal(normal).amax(-1, keepdim=True) if shape[-1] else right.new_zeros(())
-    ridge = torch.finfo(matrix.dtype).eps * shape[-1] * torch.where(largest > 0, largest, 1.0).detach()
-    normal = add_diagonal(normal, ridge.expand(shape))
+    normal = add_diagonal(normal, eps * size * _largest(diagonal(normal)).expand_as(lower))
     projected = _apply(matrix.mT, right)
-    side = _sides(projected.detach(), normal.detach(), lower.detach(), upper.detach())
-    free = side == 0
-    place = torch.where(side < 0, lower, torch.where(side > 0, upper, torch.zeros_like(projected)))
-    factor = _factor(normal, free)
-    solution = place
-    for _ in range(2):
-        residual = _apply(matrix.mT, right - _apply(matrix, solution))
-        solution = solution + _solve(factor, torch.where(free, residual, torch.zeros_like(residual)))
-    known = (projected * 0).sum(-1, keepdim=True) + (normal.detach() * 0).sum((-2, -1)).unsqueeze(-1) == 0
-    return torch.where(known, exact.clip(torch.where(free, solution, place), lower, upper), torch.nan)
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    order = torch.arange(size, device=matrix.device)
 
+    def solve(side: Tensor) -> tuple[Tensor, Tensor]:
+        free, place = side == 0, _place(side, lower, upper)
+        both = free[..., :, None] & free[..., None, :]
+        factor = torch.linalg.cholesky_ex(torch.where(both, normal, identity))[0]
+        needed = torch.where(free, projected - _apply(normal, place), place)
+        return torch.where(free, torch.cholesky_solve(needed.unsqueeze(-1), factor).squeeze(-1), place), factor
 
-@search("bvls_sides")
-def _sides(projected: Tensor, normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """−1 for the coordinates held at the lower bound, 1 at the upper, 0 for those free."""
-    size = projected.shape[-1]
-    tolerance = torch.finfo(projected.dtype).eps * 10 * projected.abs().amax(-1, keepdim=True) if size else projected
     side = torch.where((lower > -torch.inf) & (lower <= upper), -1.0, torch.where(upper < torch.inf, 1.0, 0.0))
-    side = side.to(projected.dtype).expand(projected.shape).clone()
-    order = torch.arange(size, device=projected.device)
-    fewest = torch.full_like(projected[..., :1], size + 1.0)
-    patience = torch.full_like(fewest, float(_PATIENCE))
+    side = side.to(right.dtype)
+    fewest = torch.full_like(side[..., :1], size + 1.0)
+    patience, count = torch.full_like(fewest, float(_PATIENCE)), fewest
     for _ in range(10 * size + 30):
-        free = side == 0
-        place = torch.where(side < 0, lower, torch.where(side > 0, upper, torch.zeros_like(side)))
-        right = torch.where(free, projected - _apply(normal, place), place)
-        x = torch.where(free, _solve(_factor(normal, free), right), place)
+        x, factor = solve(side)
         slope = _apply(normal, x) - projected
-        reach = 10 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
-        new = torch.where(free & (x < lower - reach), -1.0, torch.where(free & (x > upper + reach), 1.0, side))
+        reach = 10 * eps * _largest(x.abs())
+        tolerance = 10 * eps * _largest(projected.abs())
+        new = torch.where((side == 0) & (x < lower - reach), -1.0, side)
+        new = torch.where((side == 0) & (x > upper + reach), 1.0, new)
         new = torch.where((side < 0) & (slope < -tolerance) | (side > 0) & (slope > tolerance), 0.0, new)
         new = torch.where(lower >= upper, side, new)
         wrong = new != side
-        count = wrong.sum(-1, keepdim=True).to(x.dtype)
-        if may_stop(x) and not bool((count > 0).any()):
+        count = wrong.sum(-1, keepdim=True).to(side.dtype)
+        if may_stop(side, dear=True) and not bool((count > 0).any()):
             break
         progress = count < fewest
         fewest = torch.where(progress, count, fewest)
         patience = torch.where(progress, float(_PATIENCE), patience - 1)
         last = torch.where(wrong, order, -1).amax(-1, keepdim=True)
         side = torch.where(wrong & ((patience > 0) | (order == last)), new, side)
-    return side
+    else:
+        x, factor = solve(side)
+    return side, x, (count == 0) & (_condition(factor.mT) < _WELL_CONDITIONED)
 
 
-def _factor(normal: Tensor, free: Tensor) -> Tensor:
-    """The Cholesky factor of the free coordinates' normal equations, with ones for the others."""
-    both = free[..., :, None] & free[..., None, :]
-    identity = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
-    return torch.linalg.cholesky_ex(torch.where(both, normal, identity))[0]
+def _descended(found: Tensor, lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> Tensor:
+    """What `_found` returns, by a descent from there that loses no digits.
+
+    A step leads towards the solution in the free coordinates, and holds those whose bounds it meets first. Where it
+    meets none, the coordinate is let go that most wants to leave its bound. No step goes up, and one is enough where
+    the start is a solution.
+    """
+    side, x = found[..., 0, :], found[..., 1, :]
+    order = torch.arange(side.shape[-1], device=side.device)
+    fixed = lower >= upper
+    x = torch.where(x.isfinite(), x, torch.zeros_like(x))
+    side = torch.where((side == 0) & (x < lower), -1.0, torch.where((side == 0) & (x > upper), 1.0, side))
+    x = torch.where(side == 0, x, _place(side, lower, upper))
+    tried = torch.zeros_like(fixed)  # since the last step that went anywhere
+    for _ in range(10 * side.shape[-1] + 30 if may_stop(side, dear=True) else _PATIENCE):
+        place = _place(side, lower, upper)
+        below, decomposition = _completed(matrix, side)
+        way = place + _solution(decomposition, right - _apply(matrix, place)) - x
+        room = torch.where(way < 0, lower - x, upper - x) / torch.where(way == 0, 1.0, way)
+        room = torch.where((side == 0) & (way != 0), room, torch.inf)
+        share = -_largest(-room.clamp(max=1))
+        stopped = (room <= share) & (share < 1)
+        side = torch.where(stopped, torch.sign(way), side)
+        x = torch.where(side == 0, x + share * way, _place(side, lower, upper))
+        residual = right - _apply(matrix, x)
+        tolerance = 10 * torch.finfo(x.dtype).eps * _largest(right.abs() + _apply(matrix.abs(), x.abs()))
+        tried = torch.where(share > 0, False, tried | stopped)
+        pull = torch.where(fixed | tried, 0.0, side * -_apply(matrix.mT, residual))
+        most = torch.where(pull == _largest(pull), order, -1).amax(-1, keepdim=True)
+        let_go = (order == most) & (pull > tolerance) & (share == 1)
+        side = torch.where(let_go, 0.0, side)
+        if may_stop(side, dear=True) and not bool((let_go.any(-1, keepdim=True) | (share < 1)).any()):
+            break
+    else:
+        below, _ = _completed(matrix, side)
+    return torch.cat([side.unsqueeze(-2), x.unsqueeze(-2), below], -2)
 
 
-def _solve(factor: Tensor, right: Tensor) -> Tensor:
-    return torch.cholesky_solve(right[..., None], factor)[..., 0]
+def _largest(x: Tensor) -> Tensor:
+    return x.amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
+
+
+def _completed(matrix: Tensor, side: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Orthonormal rows that leave one solution below the free columns, the shortest, and the decomposition with them.
+
+    They are for the coordinates that are held, and for what the free columns do not determine.
+    """
+    below = torch.diag_embed((side != 0).to(matrix.dtype))
+    decomposition = _decomposed(matrix, side, below)
+    tolerance = 4 * max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps
+    determined = _condition(decomposition[1]).unsqueeze(-1) * tolerance < 1
+    if may_stop(side, dear=True) and bool(determined.all()):
+        return below, decomposition
+    columns = torch.where((side == 0).unsqueeze(-2), matrix, torch.zeros_like(matrix))
+    _, values, rows = decompose.svd(torch.cat([columns, torch.zeros_like(below)], -2))
+    negligible = values <= tolerance * values.amax(-1, keepdim=True)
+    below = torch.where(determined, below, negligible.unsqueeze(-1) * rows)
+    return below, _decomposed(matrix, side, below)
+
+
+def _condition(factor: Tensor) -> Tensor:
+    """At least the condition of a triangular matrix, (..., 1)."""
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=True)
+    return (torch.linalg.matrix_norm(inverse) * torch.linalg.matrix_norm(factor)).unsqueeze(-1)
+
+
+def _decomposed(matrix: Tensor, side: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
+    """The QR decomposition of the free columns over further rows, of its first factor the part beside the columns."""
+    columns = torch.where((side == 0).unsqueeze(-2), matrix, torch.zeros_like(matrix))
+    basis, factor = torch.linalg.qr(torch.cat([columns, below], -2))
+    return basis[..., : matrix.shape[-2], :], factor
+
+
+def _solution(decomposition: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
+    """The least-squares solution of the free coordinates, 0 for the others."""
+    basis, factor = decomposition
+    return torch.linalg.solve_triangular(factor, _apply(basis.mT, right).unsqueeze(-1), upper=True).squeeze(-1)
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
