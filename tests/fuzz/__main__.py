@@ -149,6 +149,7 @@ class Hunt:
             finally:
                 if mode in COMPILES:
                     torch._dynamo.reset()
+                    gc.collect()  # some 30 MB a program
             if steps is None:
                 return None
         return None

@@ -84,7 +84,7 @@ def packed(program, steps):
     """Packed parameters: the same numbers where no sums are, else up to rounding."""
     if "(lambda x" in program.params:
         raise Skipped("tied parameters would part")
-    if any("packed" in e.exempt for e in _entries(program)):
+    if any("packed" in e.exempt for e in entries(program)):
         raise Skipped("exempt")
     if "freeze_active" in program.transformation:
         raise Skipped("its state has other paths packed")
@@ -114,7 +114,7 @@ def packed(program, steps):
         agree(got, expected, flat, step[:3], "results of packed parameters", 64)
 
 
-def _entries(program):
+def entries(program):
     return [BY_NAME[name] for name in BY_NAME if f"entry({name!r}" in program.transformation]
 
 
@@ -193,12 +193,14 @@ def torch_optimizer(program, steps, fused=False):
     """The same bits as of the functional steps on a dict, resumed from a state dict half-way."""
     if "(lambda x" in program.params:
         raise Skipped("the same parameter twice")
-    if any("packed" in e.exempt for e in _entries(program)):
+    if any("packed" in e.exempt for e in entries(program)):
         raise Skipped("gradients of other shapes")
     flat = _names(steps[0].params)
     if not flat:
         raise Skipped("torch refuses an empty list")
     flat = {name: x.clone(memory_format=torch.contiguous_format) for name, x in flat.items()}
+    if fused:  # as they are laid out: labels may go by the order
+        flat = dict(sorted(flat.items(), key=lambda item: item[0].split(".")[::-1]))
     make = lambda: program.build(program.hypers)  # noqa: E731
     tx = clearly(make)
     clearly(tx.init, flat)
