@@ -155,6 +155,35 @@ def test_robust_losses_are_scipys(loss):
         np.testing.assert_allclose(there.cost, result.value[index], rtol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["huber", "soft_l1", "cauchy", "arctan"])
+def test_robust_losses_with_many_outliers_from_near_and_far(loss):
+    """Every fit comes to an end, and near it is that of SciPy, which starts where it ended."""
+    generator = torch.Generator().manual_seed(0)
+    t, outlying = torch.linspace(0, 3, 60, dtype=DTYPE), torch.rand(40, 60, generator=generator) < 0.2
+    noise = torch.randn(40, 60, dtype=DTYPE, generator=generator) * torch.where(outlying, 3.0, 0.05)
+    data = 2 * torch.exp(-1.2 * t) + 0.3 + noise
+    decay = lambda p, data: p[0] * torch.exp(-p[1] * t) + p[2] - data  # noqa: E731
+    fit = partial(bx.least_squares, decay, bounds=bx.Box(-10.0, 10.0), args=(data,), loss=loss, f_scale=0.1)
+    for start in ([1.0, 1.0, 1.0], [5.0, 0.1, -2.0]):
+        result = fit(torch.tensor(start, dtype=DTYPE).expand(40, 3).clone(), batch_dims=1)
+        assert result.converged.float().mean() > 0.97
+        for x, y, value in zip(result.params[:8], data, result.value, strict=False):
+            residual = lambda p, y=y: decay(torch.as_tensor(p), y).numpy()  # noqa: E731
+            options = {"bounds": (-10, 10), "loss": loss, "f_scale": 0.1, "xtol": 1e-12, "gtol": 1e-10}
+            better = scipy.optimize.least_squares(residual, x.numpy(), **options)
+            np.testing.assert_allclose(value, better.cost, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["linear", "huber", "soft_l1", "cauchy"])
+def test_a_start_where_all_residuals_are_outliers_is_no_solution(loss):
+    matrix = torch.randn(12, 3, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+    right = matrix.sum(1)
+    for bounds in (bx.Box(-1e3, 1e3), bx.Box(), bx.Box(-1e3, None)):
+        fit = bx.least_squares(lambda x: matrix @ x - right, torch.full((3,), -900.0, dtype=DTYPE), bounds, loss=loss)
+        assert fit.status == bx.Status.GRADIENT
+        torch.testing.assert_close(fit.params, torch.ones(3, dtype=DTYPE), rtol=1e-5, atol=1e-5)
+
+
 def test_a_loss_of_the_users():
     def huber(z):
         root = z.clamp(min=1).sqrt()
@@ -302,6 +331,12 @@ def test_zero_residuals():
     torch.testing.assert_close(fit.params, torch.ones(2, dtype=DTYPE))
     assert fit.status == bx.Status.GRADIENT
     assert fit.steps < 40
+
+
+def test_a_loss_of_zero_at_a_point_that_determines_nothing():
+    for bounds in (bx.Box(), bx.Box(0.0, None)):
+        fit = bx.least_squares(lambda x: (x * x).repeat(2), torch.tensor([0.0, 1e-170], dtype=DTYPE), bounds)
+        assert (fit.status, fit.steps, fit.optimality) == (bx.Status.GRADIENT, 1, 0)
 
 
 def test_trees_from_an_infeasible_start_in_two_batch_dimensions():

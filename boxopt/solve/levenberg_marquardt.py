@@ -177,11 +177,13 @@ def _cosines(
 ) -> Tensor:
     """|g| / √(2 f · H) of each coordinate: for residuals the cosine between them and a column of their Jacobian.
 
-    Its square is the share of the loss that a step along the coordinate alone would take away. So it is 0 where the
-    gradient points out of a bound, counts only what a step to the bound takes away, and is 0 where the step would be
-    lost in the coordinate's roundings.
+    Its square is the share of the loss that a step along the coordinate alone would take away, to where the model is
+    least or to the bound. It is 0 where the gradient points out of a bound, and where the step would be lost in the
+    coordinate's roundings.
     """
+    slope = gradient.abs()
     room = torch.where(gradient > 0, point - lower, upper - point)
-    slope = torch.minimum(gradient.abs(), curvatures * room)
-    lost = slope <= 4 * torch.finfo(point.dtype).eps * curvatures * point.abs()
-    return torch.where(lost, 0.0, slope / (2 * value.abs() * curvatures).sqrt())
+    step = torch.minimum(room, slope / curvatures)  # NaN where both are 0
+    lost = (slope == 0) | (step <= 4 * torch.finfo(point.dtype).eps * point.abs())
+    decrease = torch.where(lost, 0.0, step * (slope - curvatures * step / 2))
+    return (decrease / torch.where(value == 0, torch.inf, value.abs())).sqrt()

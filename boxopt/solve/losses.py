@@ -99,7 +99,12 @@ class Poisson:
 
 
 def terms_of(loss: str | RobustLoss | Poisson, residual: Tensor, f_scale: Any) -> Terms:
-    """The terms of a loss given as to `boxopt.least_squares`; robust ones with Triggs' correction as in SciPy."""
+    """The terms of a loss given as to `boxopt.least_squares`.
+
+    Robust ones have the weights ρ' of iteratively reweighted least squares, and more where ρ is convex: a parabola of
+    that curvature lies above a concave ρ. A loss's own curvature is about 0 for outliers, and a model that takes it
+    knows no length for a step.
+    """
     if isinstance(loss, Poisson):
         return loss(residual)
     if loss == "linear":
@@ -108,9 +113,7 @@ def terms_of(loss: str | RobustLoss | Poisson, residual: Tensor, f_scale: Any) -
     scale = exact.like(f_scale, residual)
     z = (residual / scale).square()
     value, first, second = rho(z)
-    curvature = first + 2 * second * z
-    least = torch.finfo(residual.dtype).eps
-    return Terms(scale**2 * value / 2, first * residual, torch.where(curvature > least, curvature, least))
+    return Terms(scale**2 * value / 2, first * residual, first + 2 * z * second.clamp(min=0))
 
 
 def each_residual(name: str, value: Any, residual: Tensor) -> Tensor:
