@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -W error::SyntaxWarning
 
-.PHONY: setup demo test coverage versions fuzz mutants check audit package bench scoreboard endurance docs gallery clean
+.PHONY: setup demo test coverage versions fuzz problems mutants check audit package bench scoreboard endurance docs gallery clean
 
 setup: .venv/main .venv/check
 
@@ -47,6 +47,11 @@ MINUTES ?= 5
 fuzz: .venv/main
 	$(RUN) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
+# Random problems for the solvers, which other libraries' solutions check.
+COUNT ?= 1000
+problems: .venv/main
+	$(RUN) -m tests.fuzz.problems --count $(COUNT) $(ARGS)
+
 # Whether the tests notice when the library is changed: an area takes minutes. ARGS="box --sample 50" for some of it.
 mutants: .venv/mutants
 	$(RUN) -m tests.mutation $(ARGS)
@@ -73,6 +78,7 @@ WHICH ?= lowest
 versions: .venv/bin/python
 	$(PYTHON) -m venv .venv/$(WHICH)
 	.venv/$(WHICH)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $$($(BIN)/python tests/versions.py $(WHICH))
+	.venv/$(WHICH)/bin/python -m pip freeze
 	PYTHONPATH=. .venv/$(WHICH)/bin/python -m pytest -n 2 $(ARGS)
 
 # Known vulnerabilities of what is installed; it asks a service on the network, so that it is no part of `check`.

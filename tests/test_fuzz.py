@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import boxopt as bx
-from tests.fuzz import agreement, relations
+from tests.fuzz import agreement, problems, relations
 from tests.fuzz.__main__ import Hunt
 from tests.fuzz.agreement import Finding
 from tests.fuzz.check import check
@@ -24,6 +24,17 @@ def test_sixty_programs():
     assert not hunt.findings
     assert hunt.counts["programs"] == 60
     assert hunt.counts["eager: ok"] > 40
+
+
+def test_forty_problems(monkeypatch):
+    """And that a solver that does not solve is found: one that lands beside the solution."""
+    found = [problems.attack(1, number) for number in range(40)]
+    assert [error for _, error in found if error is not None] == []
+    assert {family for family, _ in found} == set(problems.FAMILIES)
+    solved = bx.bvls
+    monkeypatch.setattr(bx, "bvls", lambda a, b, low, high: torch.clamp(solved(a, b, low, high) + 0.1, low, high))
+    errors = [problems.attack(1, number, ("linear",))[1] for number in range(10)]
+    assert any(isinstance(error, Finding) for error in errors)
 
 
 def test_compiled_modes():
