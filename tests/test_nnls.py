@@ -132,6 +132,24 @@ def test_under_vmap_and_compile():
     torch._dynamo.reset()
 
 
+def test_nested_vmap_over_some_arguments():
+    matrix, right = problems(6, 4, count=3)
+    lower = torch.linspace(-1, 0, 5, dtype=DTYPE)
+    every = vmap(lambda a, b: vmap(lambda low: bx.bvls(a, b, low, 0.2))(lower))(matrix, right)
+    swapped = vmap(lambda low: vmap(lambda a: bx.bvls(a, right[0], low, 0.2))(matrix))(lower)
+    for i in range(3):
+        for j in range(5):
+            torch.testing.assert_close(every[i, j], bx.bvls(matrix[i], right[i], lower[j], 0.2))
+            torch.testing.assert_close(swapped[j, i], bx.bvls(matrix[i], right[0], lower[j], 0.2))
+
+
+def test_nothing_to_solve():
+    for rows, columns in ((0, 2), (3, 0), (0, 0)):
+        found = bx.bvls(torch.ones(2, rows, columns), torch.ones(2, rows), -1.0, 0.5)
+        assert found.shape == (2, columns)
+        assert ((found >= -1.0) & (found <= 0.5)).all()
+
+
 def test_derivatives():
     matrix, right = (x[0].requires_grad_() for x in problems(6, 4))
     lower = torch.full((4,), -0.1, dtype=DTYPE, requires_grad=True)

@@ -141,7 +141,8 @@ def test_transformations_read_as_they_are_written():
             "named_chain(('momentum', trace(decay=0.9)), ('rate', scale(factor=Tensor[3], sign=1)))"
         ),
         bx.masked(bx.scale_by_schedule(bx.linear_schedule(1.0, 0.0, 9)), "*.bias"): (
-            "masked(scale(factor=linear_schedule(start=1.0, end=0.0, steps=9, begin=0), sign=1), mask='*.bias')"
+            "masked(scale(factor=linear_schedule(init_value=1.0, end_value=0.0, "
+            "transition_steps=9, transition_begin=0), sign=1), mask='*.bias')"
         ),
         bx.multi_steps(bx.project(bx.sets.Simplex()), 4): (
             "multi_steps(project(constraint=Simplex(total=1.0, dim=-1)), every=4, mean=True)"

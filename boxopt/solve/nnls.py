@@ -94,6 +94,12 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     if is_true(lower > upper):
         raise ValueError("a lower bound is above the upper one")
 
+    # Under ``vmap`` what is in one of its batches is in all: a matrix has no place for a dimension that a vector has.
+    joint = torch.zeros_like(matrix).sum((-2, -1)).unsqueeze(-1)
+    for vector in (lower, upper, right):
+        joint = joint + torch.zeros_like(vector).sum(-1, keepdim=True)
+    lower, upper, right, matrix = lower + joint, upper + joint, right + joint, matrix + joint.unsqueeze(-1)
+
     # Each coordinate in units in which its column's largest entry is about 1.
     unit = _unit(matrix.detach())
     matrix = matrix * unit.unsqueeze(-2)
