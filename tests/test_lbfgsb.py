@@ -254,6 +254,19 @@ def test_badly_scaled():
     torch.testing.assert_close(result.params, torch.ones(9, dtype=F64), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "seed"), [(4, 49), (5, 135), (5, 162)])
+def test_a_gradient_that_points_inward_where_the_minimizer_points_outward(size, seed):
+    """Steps go on along the face, rather than along the gradient for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(size, size, dtype=F64, generator=generator) * 10 ** torch.linspace(-3, 1, size, dtype=F64)
+    center = torch.randn(size, dtype=F64, generator=generator)
+    lower = torch.tensor([0.3] + [-INF] * (size - 1), dtype=F64)
+    solver = bx.lbfgsb(bx.Box(lower, None))
+    result = bx.minimize(lambda x: ((matrix @ (x - center)) ** 2).sum() / 2, torch.zeros(size, dtype=F64), solver)
+    assert result.status == bx.Status.GRADIENT
+    assert result.steps < 100
+
+
 def test_stalls_at_a_minimum_to_all_digits():
     result = solve(rosenbrock, [-1.2, 1.0], tol=0.0, max_steps=300)
     assert bx.Status(int(result.status)) in (bx.Status.STALLED, bx.Status.GRADIENT)

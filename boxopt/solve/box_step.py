@@ -4,7 +4,9 @@ $$ m(d) = g \cdot d + \tfrac{1}{2} d \cdot B d, \qquad l \le x + d \le u $$
 
 First a projected gradient step, of the length that is best for the model until the first bound, tells which bounds to
 go to. The model's minimizer over the other coordinates may leave the box. Of two ways back, the projection and the
-point where the segment from the first step leaves the box, the one with the smaller model is taken.
+point where the segment from the first step leaves the box, the one with the smaller model is taken. Where that is next
+to the first step, what the minimizer took outside is held at its bounds, and the rest solved for once more: or a
+gradient that points a little inward where the minimizer points outward would make all steps gradient steps.
 
 Vectors are along the first dimension. There may be a further one, which counts problems.
 """
@@ -14,8 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxopt.core.search import may_stop
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import CompactHessian
+
+_POOR = 0.1
+"""Up to which share of the way to the subspace's minimizer a step counts as none of its."""
 
 
 def box_step(
@@ -38,8 +44,26 @@ def box_step(
     def model(step: Tensor) -> Tensor:
         return (gradient * step).sum(0) + hessian.curvature(step) / 2
 
-    step = torch.where(model(projected) < model(truncated), projected, truncated)
+    bent = model(projected) < model(truncated)
+    step = torch.where(bent, projected, truncated)
+    poor = ~bent & (share < _POOR)
+    if not _is_known_false(poor):
+        held = held | (target <= below) | (target >= above)
+        pinned = torch.where(held, target.clamp(below, above), 0.0)
+        rest = hessian.minimize_over(~held, gradient + hessian.times(pinned))
+        again = torch.where(held, pinned, rest.clamp(below, above))
+        step = torch.where(poor & (model(again) < model(step)), again, step)
     return torch.where((gradient * step).sum(0) < 0, step, cauchy)
+
+
+def _is_known_false(condition: Tensor) -> bool:
+    """Whether a condition holds for no problem, where that may be looked at: work that is seldom wanted is left out."""
+    if torch.compiler.is_compiling() or not may_stop(condition):
+        return False
+    try:
+        return not bool(condition.any())
+    except RuntimeError:  # under vmap
+        return False
 
 
 def _cauchy_step(hessian: DenseModel | CompactHessian, gradient: Tensor, below: Tensor, above: Tensor) -> Tensor:
