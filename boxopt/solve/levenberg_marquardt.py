@@ -185,5 +185,6 @@ def _cosines(
     room = torch.where(gradient > 0, point - lower, upper - point)
     step = torch.minimum(room, slope / curvatures)  # NaN where both are 0
     lost = (slope == 0) | (step <= 4 * torch.finfo(point.dtype).eps * point.abs())
-    decrease = torch.where(lost, 0.0, step * (slope - curvatures * step / 2))
+    rise = torch.where(curvatures > 0, curvatures * step, 0.0)  # of the slope, on the way; the step may be infinite
+    decrease = torch.where(lost, 0.0, step * (slope - rise / 2))
     return (decrease / torch.where(value == 0, torch.inf, value.abs())).sqrt()

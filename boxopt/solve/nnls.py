@@ -51,8 +51,9 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     $$ \min_{l \le x \le u}\; \|A x - b\|^2 $$
 
     by block principal pivoting: coordinates are held at bounds or free, those in the wrong place change it, all at once
-    while that makes progress and otherwise one at a time, which ends. What is free comes from a QR decomposition and a
-    step of refinement, so that no digits are lost as in AᵀA. Where A has not full rank, x is one of the solutions.
+    while that makes progress and otherwise one at a time, which ends. Where columns nearly depend on each other, a
+    descent from bound to bound goes on from there. What is free comes from a QR decomposition and a step of refinement,
+    so that no digits are lost as in AᵀA. Where A has not full rank, x is one of the solutions.
 
     The result has derivatives of any order with respect to A, b and the bounds, those of the free coordinates' least
     squares, wherever no coordinate is about to change its place.
