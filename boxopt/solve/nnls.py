@@ -137,7 +137,7 @@ def _found(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> Tenso
     """
     side, x, settled = _pivoted(lower, upper, right, matrix)
     below = torch.diag_embed((side != 0).to(matrix.dtype))
-    found = torch.cat([side.unsqueeze(-2), x.unsqueeze(-2), below], -2)
+    found = _stacked(side, x, below)
     if not may_stop(x, dear=True):
         return _descended(found, lower, upper, right, matrix)
     if bool(settled.all()):
@@ -148,6 +148,10 @@ def _found(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> Tenso
     lower, upper = lower.expand_as(side), upper.expand_as(side)
     found[chosen] = _descended(found[chosen], lower[chosen], upper[chosen], right[chosen], matrix[chosen])
     return found
+
+
+def _stacked(side: Tensor, x: Tensor, below: Tensor) -> Tensor:
+    return torch.cat([side.unsqueeze(-2), x.unsqueeze(-2), below], -2)
 
 
 def _pivoted(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,7 +235,7 @@ def _descended(found: Tensor, lower: Tensor, upper: Tensor, right: Tensor, matri
             break
     else:
         below, _ = _completed(matrix, side)
-    return torch.cat([side.unsqueeze(-2), x.unsqueeze(-2), below], -2)
+    return _stacked(side, x, below)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -249,8 +253,7 @@ def _completed(matrix: Tensor, side: Tensor) -> tuple[Tensor, tuple[Tensor, Tens
     determined = _condition(decomposition[1]).unsqueeze(-1) * tolerance < 1
     if may_stop(side, dear=True) and bool(determined.all()):
         return below, decomposition
-    columns = torch.where((side == 0).unsqueeze(-2), matrix, torch.zeros_like(matrix))
-    _, values, rows = decompose.svd(torch.cat([columns, torch.zeros_like(below)], -2))
+    _, values, rows = decompose.svd(_over(matrix, side, torch.zeros_like(below)))
     negligible = values <= tolerance * values.amax(-1, keepdim=True)
     below = torch.where(determined, below, negligible.unsqueeze(-1) * rows)
     return below, _decomposed(matrix, side, below)
@@ -265,9 +268,13 @@ def _condition(factor: Tensor) -> Tensor:
 
 def _decomposed(matrix: Tensor, side: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
     """The QR decomposition of the free columns over further rows, of its first factor the part beside the columns."""
-    columns = torch.where((side == 0).unsqueeze(-2), matrix, torch.zeros_like(matrix))
-    basis, factor = torch.linalg.qr(torch.cat([columns, below], -2))
+    basis, factor = torch.linalg.qr(_over(matrix, side, below))
     return basis[..., : matrix.shape[-2], :], factor
+
+
+def _over(matrix: Tensor, side: Tensor, below: Tensor) -> Tensor:
+    """The free columns, with zeros for the others, over further rows."""
+    return torch.cat([torch.where((side == 0).unsqueeze(-2), matrix, torch.zeros_like(matrix)), below], -2)
 
 
 def _solution(decomposition: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
