@@ -1,11 +1,13 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
 **Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
-of a step size that varies over the entries there is none. With κ the ratio of the largest step size to the least, each
-step of accelerated projected gradient comes nearer by the factor $1 - 1/\sqrt\kappa$; at most `_METRIC_STEPS` are
-taken. Derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more steps from the solution.
+of a step size that varies over the entries there is none: Newton's method finds them, to rounding, see
+`boxopt.sets.matrix_metric`. It is for convex sets; for `Stiefel` at most `_METRIC_STEPS` of accelerated projected
+gradient are taken, which come nearer by the factor $1 - 1/\sqrt\kappa$ each, κ being the ratio of the largest step size
+to the least, and derivatives are those of `_METRIC_DERIVATIVE_STEPS` more.
 
-**Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
+**Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`. In a metric
+so are those of matrices with at most 1,024 entries.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ $x - T(x)$ is $s^{-1} A s$ for
 $$ A = \gamma w + s N s, $$
 
 symmetric, with eigenvalues from $\gamma \min w$ to 1. So Newton's direction is $d = -s^{-1} A^{-1} s (x - T(x))$, which
-conjugate gradients find, the less exactly the farther the solution is. Far from it λ is added to A, a multiple of
-x − T(x) (Levenberg and Marquardt). The forward–backward envelope
+conjugate gradients find, the less exactly the farther the solution is. Far from it a multiple of x − T(x) is added to
+A, the larger the oftener steps were too long (Levenberg and Marquardt). The forward–backward envelope
 
 $$ \varphi(x) = f(x) - \tfrac\gamma2 \|\nabla f(x)\|^2
 + \tfrac1{2\gamma} \operatorname{dist}^2(x - \gamma \nabla f(x)) $$
@@ -21,14 +21,15 @@ $$ \varphi(x) = f(x) - \tfrac\gamma2 \|\nabla f(x)\|^2
 has the minimizer of f over the set, the slope $s^2 (x - T(x))/\gamma$, for which d is a direction of descent, and
 $\varphi(T(x)) \le \min(\varphi(x), f(T(x)))$. So d is halved until one of these two has fallen enough. Then x ← T(x), a
 member; unless Newton's full step made x − T(x) much shorter, as it does near the solution, where convergence is of the
-second order. That takes five to thirty decompositions where step sizes differ by factors of 10² to 10⁴, up to eighty
-where they differ by 10⁶. What is returned is T(x).
+second order. That takes five to thirty decompositions where step sizes differ by factors of 10² to 10⁴, up to a
+hundred where they differ by 10⁶. What is returned is T(x).
 
 **Derivatives.** With M the inverse of the derivative of x − T(x), detached, and θ what a derivative may be asked with
 respect to, $x + M(T(x, \theta) - x)$ has the first derivative of the solution; a second such step adds an order. For
-matrices with at most `_DENSE` entries A is a matrix, and these derivatives are exact. For larger ones it is a
-polynomial, `_CHEBYSHEV_STEPS` steps of Chebyshev's iteration: the derivative is off by about
-$(2\exp(-2 \cdot \mathtt{\_CHEBYSHEV\_STEPS}/\sqrt\kappa))^2$ of itself, κ being the ratio of the step sizes.
+matrices with at most `_DENSE` entries A is a matrix, of so many rows, and the derivatives are exact. For larger ones M
+is a polynomial, `_CHEBYSHEV_STEPS` steps of Chebyshev's iteration: the first derivative is off by about
+$4\exp(-128/\sqrt\kappa)$ of itself, κ being the ratio of the step sizes: $10^{-5}$ for κ = 100, and by half or more
+where step sizes differ by $10^4$.
 
 Source: P. Patrinos, L. Stella and A. Bemporad, "Forward–backward truncated Newton methods for convex composite
 optimization", arXiv:1402.6655, 2014; A. Themelis, L. Stella and P. Patrinos, "Forward–backward envelope for the sum of
@@ -53,7 +54,7 @@ from boxopt.sets.threshold import project_simplex
 _GAMMA = 0.95
 _NEWTON_STEPS, _GRADIENT_STEPS = 200, 1000
 _BLIND_NEWTON_STEPS, _BLIND_GRADIENT_STEPS = 10, 30  # where nobody may look whether they are enough
-_DAMPING = 0.3
+_DAMPING, _LEAST_DAMPING = 0.3, 0.03
 _SHORTEST = 2.0**-8
 _DENSE = 1024
 _DENSE_AT_ONCE = 2**22
@@ -146,7 +147,7 @@ def nearest_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> T
         kind: The name of the set's class.
     """
     shape = y.shape
-    y, weight, radius = (value.expand(*shape[:-2], *value.shape[-2:]).flatten(0, -3) for value in (y, weight, radius))
+    y, weight, radius = (_flat(value, shape[:-2]) for value in (y, weight, radius))
     largest = _largest(y)
     size = torch.where((largest > 0) & (largest < torch.inf), largest, 1.0)
     y, radius = y / size, radius / size  # so that no square leaves the numbers' range
@@ -154,7 +155,8 @@ def nearest_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> T
     rows, found = torch.arange(len(y), device=y.device), torch.full_like(y, torch.nan)
     point = nearest = _cut(y, radius, kind).nearest
     direction = torch.zeros_like(y)
-    envelope, slope, length, error = (torch.full_like(radius, value) for value in (torch.inf, 0.0, 1.0, torch.inf))
+    envelope = error = torch.full_like(radius, torch.inf)
+    slope, length, damping = torch.zeros_like(radius), torch.ones_like(radius), torch.full_like(radius, _DAMPING)
     for _ in range(_NEWTON_STEPS if stops else _BLIND_NEWTON_STEPS):
         trial = torch.where(length > 0, point + length * direction, nearest)
         gradient = weight * (trial - y)
@@ -172,30 +174,35 @@ def nearest_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> T
         envelope = torch.where(taken, value, envelope)
         # After Newton's step comes T, unless Newton's converges.
         again = taken & ((length == 0) | (error <= before / 8) & (value <= bound))
-        newton = _newton_direction(cut, weight, torch.where(again & ~done, residual, 0.0), stops)
+        eased = torch.where(length == 1, (damping / 2).clamp_min(_LEAST_DAMPING), damping)
+        damping = torch.where(taken, eased, 4 * damping)
+        newton = _newton_direction(cut, weight, torch.where(again & ~done, residual, 0.0), damping, stops)
         direction = torch.where(again, newton, direction)
         slope = torch.where(again, _dot(newton, (1 - _GAMMA * weight) * residual) / _GAMMA, slope)
         length = torch.where(again, 1.0, torch.where(~taken & (length > _SHORTEST), length / 2, 0.0))
-        if stops and bool(done.any()):
-            found[rows] = nearest
-            rest = (~done).flatten().nonzero().squeeze(-1)
-            if not len(rest):
-                break
-            state = (y, weight, radius, point, nearest, direction, envelope, slope, length, error, rows)
-            y, weight, radius, point, nearest, direction, envelope, slope, length, error, rows = (
-                part[rest] for part in state
-            )
+        if not stops:
+            continue
+        rest = (~done).flatten().nonzero().squeeze(-1)
+        if 0 < len(rest) == len(rows):
+            continue
+        found[rows] = nearest
+        if not len(rest):
+            break
+        state = (y, weight, radius, point, nearest, direction, envelope, slope, length, error, damping, rows)
+        y, weight, radius, point, nearest, direction, envelope, slope, length, error, damping, rows = (
+            part[rest] for part in state
+        )
     found[rows] = nearest
     return (found * size).reshape(shape)
 
 
-def _newton_direction(cut: Cut, weight: Tensor, residual: Tensor, stops: bool) -> Tensor:
+def _newton_direction(cut: Cut, weight: Tensor, residual: Tensor, damping: Tensor, stops: bool) -> Tensor:
     """−s⁻¹A⁻¹s·residual by conjugate gradients, preconditioned by A's diagonal; a direction of descent at every step.
 
-    They end when the error has fallen by the factor min(0.1, residual), and λ falls with the residual: so Newton's
-    method converges faster than linearly.
+    They end when the error has fallen by the factor min(0.1, residual), and what is added to A falls with the
+    residual: so Newton's method converges faster than linearly.
     """
-    weighted, root = _GAMMA * weight + _DAMPING * _largest(residual), (1 - _GAMMA * weight).sqrt()
+    weighted, root = _GAMMA * weight + damping * _largest(residual), (1 - _GAMMA * weight).sqrt()
     inverse = 1 / (weighted + root * root * cut.diagonal())
     left = -root * residual
     solution, conjugate = torch.zeros_like(left), inverse * left
@@ -252,7 +259,7 @@ def factor_in_metric(point: Tensor, y: Tensor, weight: Tensor, radius: Tensor, k
         curved = symmetric((root * cut.slope(root * identity)).flatten(-2))
         return torch.linalg.cholesky_ex(curved + torch.diag_embed(_GAMMA * weight.flatten(-2)))[0]
 
-    flat = (value.expand(*batch, *value.shape[-2:]).flatten(0, -3) for value in (point, y, weight, radius))
+    flat = (_flat(value, batch) for value in (point, y, weight, radius))
     parts = zip(*(value.split(math.ceil(_DENSE_AT_ONCE / entries**2)) for value in flat), strict=True)
     return torch.cat([factor(*part) for part in parts]).reshape(*batch, entries, entries)
 
@@ -276,6 +283,11 @@ def _solver(point: Tensor, y: Tensor, weight: Tensor, radius: Tensor, kind: str)
         return solution / root
 
     return solve
+
+
+def _flat(value: Tensor, batch: torch.Size) -> Tensor:
+    """The matrices with one batch dimension."""
+    return value.expand(*batch, *value.shape[-2:]).reshape(batch.numel(), *value.shape[-2:])
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
