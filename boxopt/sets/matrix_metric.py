@@ -27,9 +27,9 @@ hundred where they differ by 10⁶. What is returned is T(x).
 **Derivatives.** With M the inverse of the derivative of x − T(x), detached, and θ what a derivative may be asked with
 respect to, $x + M(T(x, \theta) - x)$ has the first derivative of the solution; a second such step adds an order. For
 matrices with at most `_DENSE` entries A is a matrix, of so many rows, and the derivatives are exact. For larger ones M
-is a polynomial, `_CHEBYSHEV_STEPS` steps of Chebyshev's iteration: the first derivative is off by about
-$4\exp(-128/\sqrt\kappa)$ of itself, κ being the ratio of the step sizes: $10^{-5}$ for κ = 100, and by half or more
-where step sizes differ by $10^4$.
+is a polynomial, `_CHEBYSHEV_STEPS` steps of Chebyshev's iteration preconditioned by A's diagonal: in random problems
+the derivatives of balls are off by $10^{-5}$ where step sizes differ by 10² and $10^{-3}$ where by 10⁴, of `PSD`
+by $10^{-4}$ and $0.1$. That keeps a compiled function short, and its memory in proportion to the matrices.
 
 Source: P. Patrinos, L. Stella and A. Bemporad, "Forward–backward truncated Newton methods for convex composite
 optimization", arXiv:1402.6655, 2014; A. Themelis, L. Stella and P. Patrinos, "Forward–backward envelope for the sum of
@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from boxopt.core import exact
-from boxopt.core.decompose import eigh, svd
+from boxopt.core.decompose import eigh, eigvalsh, svd
 from boxopt.core.search import may_stop, search
 from boxopt.sets.spectral import symmetric
 from boxopt.sets.threshold import project_simplex
@@ -58,7 +58,7 @@ _DAMPING, _LEAST_DAMPING = 0.3, 0.03
 _SHORTEST = 2.0**-8
 _DENSE = 1024
 _DENSE_AT_ONCE = 2**22
-_CHEBYSHEV_STEPS = 32
+_CHEBYSHEV_STEPS, _LANCZOS_STEPS = 12, 40
 
 
 class Cut(NamedTuple):
@@ -265,24 +265,56 @@ def factor_in_metric(point: Tensor, y: Tensor, weight: Tensor, radius: Tensor, k
 
 
 def _solver(point: Tensor, y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> Callable[[Tensor], Tensor]:
-    """M by Chebyshev's iteration, linear in what it is applied to (G. Golub and C. Van Loan, Matrix Computations)."""
+    """M by Chebyshev's iteration, linear in what it is applied to, preconditioned by A's diagonal.
+
+    Source: G. H. Golub and C. F. Van Loan, Matrix Computations, 2013, section 11.2.
+    """
     cut = _cut(point - _GAMMA * weight * (point - y), radius, kind)
     weighted, root = _GAMMA * weight, (1 - _GAMMA * weight).sqrt()
-    least = weighted.amin((-2, -1), keepdim=True)
-    middle, half = (1 + least) / 2, (1 - least) / 2
+    inverse = 1 / (weighted + root * root * cut.diagonal())
+    spectrum = spectrum_in_metric(point, y, weight, radius, kind)
+    least, most = 0.9 * spectrum[..., :1], 1.1 * spectrum[..., 1:]
+    middle, half = (most + least) / 2, (most - least) / 2
 
     def solve(residual: Tensor) -> Tensor:
         right = root * residual
-        solution = change = right / middle
+        solution = change = inverse * right / middle
         factor = half / middle
         for _ in range(_CHEBYSHEV_STEPS):
-            left = right - weighted * solution - root * cut.slope(root * solution)
+            left = inverse * (right - weighted * solution - root * cut.slope(root * solution))
             following = 1 / (2 * middle / half - factor)
             change = following * factor * change + 2 * following / half * left
             solution, factor = solution + change, following
         return solution / root
 
     return solve
+
+
+@search("matrix_in_metric_spectrum", lambda shape: (*shape[:-2], 1, 2))
+def spectrum_in_metric(point: Tensor, y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> Tensor:
+    """About the least and the largest eigenvalue of A with its diagonal made 1, by Lanczos's iteration."""
+    cut = _cut(point - _GAMMA * weight * (point - y), radius, kind)
+    weighted, root = _GAMMA * weight, (1 - _GAMMA * weight).sqrt()
+    scale = (weighted + root * root * cut.diagonal()).rsqrt()
+    start = (
+        torch.arange(1, point.shape[-2:].numel() + 1, dtype=y.dtype, device=y.device).sin().reshape(point.shape[-2:])
+    )
+    vector, previous = start.expand(point.shape) / _dot(start, start).sqrt(), torch.zeros_like(point)
+    beside, diagonal, off_diagonal = torch.zeros_like(point[..., :1, :1]), [], []
+    for _ in range(_LANCZOS_STEPS):
+        scaled = scale * vector
+        image = scale * (weighted * scaled + root * cut.slope(root * scaled)) - beside * previous
+        along = _dot(vector, image)
+        image = image - along * vector
+        size = _dot(image, image).sqrt()
+        ended = size <= 64 * torch.finfo(y.dtype).eps  # and then the rest repeats a quotient that is known
+        beside = torch.where(ended, 0.0, size)
+        previous, vector = vector, image / torch.where(ended, torch.inf, size)
+        diagonal.append(torch.where(_dot(previous, previous) > 0, along, diagonal[0] if diagonal else along))
+        off_diagonal.append(beside)
+    upper = torch.diag_embed(torch.cat(off_diagonal[:-1], -1).squeeze(-2), 1)
+    values = eigvalsh(torch.diag_embed(torch.cat(diagonal, -1).squeeze(-2)) + upper + upper.mT)
+    return values[..., [0, -1]].unsqueeze(-2)
 
 
 def _flat(value: Tensor, batch: torch.Size) -> Tensor:
