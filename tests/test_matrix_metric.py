@@ -170,3 +170,13 @@ def test_where_nobody_may_look(monkeypatch):
     y, step = 2 * draw((3, 6, 5), 17), torch.exp(0.5 * draw((3, 6, 5), 18))
     for name in ("SpectralBall", "NuclearBall"):
         assert suboptimality(name, y, SETS[name].project(y, step), step) <= 1e-9
+
+
+@every_set
+def test_random_problems(name):
+    """Also where a step that does not shorten the residual is not yet the last that would."""
+    for seed in range(150):
+        rows, columns = (2, 5, 9)[seed % 3], (2, 5, 9)[seed // 3 % 3]
+        shape = (1, rows, rows if name == "PSD" else columns)
+        y, step = 10 ** (seed % 5 / 2 - 1) * draw(shape, seed), torch.exp(2.5 * draw(shape, seed + 1000))
+        assert suboptimality(name, y, SETS[name].project(y, step), step) <= 1e-9, seed
