@@ -346,6 +346,12 @@ def test_the_cones_derivative_at_entries_of_zero():
     assert torch.autograd.gradgradcheck(S.SecondOrderCone().project, point)
 
 
+@pytest.mark.parametrize("step", [1.0, torch.tensor([2.0, 1.0, 0.7])])
+def test_below_the_cone_on_its_axis(step):
+    for dtype in (torch.float32, torch.float64):
+        assert not S.SecondOrderCone().project(torch.tensor([0.0, -0.0, -2.0], dtype=dtype), step).any()
+
+
 def test_an_intersections_derivative():
     """To first order, from near by; that of a projection is symmetric."""
     members = S.Intersection(S.L2Ball(1.0), bx.Box(-0.4, 0.5))
