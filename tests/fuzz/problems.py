@@ -279,7 +279,7 @@ def constrained(chance):
     count = int(np.prod(example.shape))
     a, b = chance.normal(count + 2, count), chance.normal(count + 2)
     target = chance.of(0.1, 1.0, 30.0) * chance.normal(count)
-    convexity = chance.of(0.0, 0.1)
+    convexity = chance.of(0.01, 0.1)
     loss = chance.of(
         lambda x: (a @ x.reshape(-1) - b).square().sum() / 2,
         lambda x: (x.reshape(-1) - target).square().sum() / 2,
