@@ -390,7 +390,10 @@ def _linear_fit(chance):
     """The fitted values, which are unique whatever the rank; both bounds move together."""
     rows, columns = chance.of(1, 2, 3, 5, 9), chance.of(1, 2, 3, 5, 8)
     lower, upper = bounds(chance, columns)
-    values = [matrix(chance, rows, columns), chance.normal(rows), torch.zeros(columns, dtype=DTYPE)]
+    a = matrix(chance, rows, columns)
+    if not torch.linalg.cond(a / a.norm(dim=0)) < 1e5:  # a derivative loses twice as many digits as the solution
+        a = chance.normal(rows, columns)
+    values = [a, chance.normal(rows), torch.zeros(columns, dtype=DTYPE)]
     return lambda a, b, shift: a @ bx.bvls(a, b, lower + shift, upper + shift), values, "bvls"
 
 
