@@ -35,6 +35,11 @@ class Rows(NamedTuple):
         equal = (self.equal @ p - self.right).abs() / _size(self.equal)
         return float(torch.cat([less, equal, torch.zeros(1, dtype=DTYPE)]).max())
 
+    def size(self):
+        """How far away walls are."""
+        far = torch.cat([self.offset / _size(self.matrix), self.right / _size(self.equal), torch.zeros(1, dtype=DTYPE)])
+        return float(torch.where(far.isfinite(), far.abs(), 0.0).max())
+
     def off_normal(self, p, d, step):
         """In the coordinates x/√step, in which the metric is Euclid's."""
         p, d, root = p.reshape(-1), d.reshape(-1), step.reshape(-1).sqrt()
@@ -64,6 +69,9 @@ class Ball(NamedTuple):
     def outside(self, p):
         return float((self.norm(p) - self.radius).clamp(min=0))
 
+    def size(self):
+        return float(self.radius)
+
     def off_normal(self, p, d, step):
         """How much further some point of the ball is along d, over the lengths."""
         length = (p / step.sqrt()).norm() + (d * step.sqrt()).norm() + self.radius / step.max().sqrt()
@@ -77,6 +85,9 @@ class Cone(NamedTuple):
 
     def outside(self, p):
         return float(self.distance(p))
+
+    def size(self):
+        return 0.0
 
     def off_normal(self, p, d, step):
         root = step.sqrt()

@@ -272,6 +272,44 @@ def projections(chance):
     expect(off <= exact_to * length, f"{name}: off by {off / length:.1e} of its length: {p}")
 
 
+def operations(chance):
+    """What else sets offer, by what it is: least of a linear function, projection onto a cone, a stationary point."""
+    name = chance.of(*convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    members, one = example.members, torch.ones(example.shape, dtype=DTYPE)
+    y, g = convex.candidate(chance, example), chance.normal(*example.shape) * chance.of(1e-6, 1.0, 1e3)
+    if name == "PSD":
+        y, g = (y + y.mT) / 2, (g + g.mT) / 2
+    exact_to = max(example.exact_to, 1e-12)
+    offered = [each for each in ("linear_minimizer", "tangent", "prox_barrier") if members.offers(each)]
+    operation = chance.of(*offered, "nothing")
+    if operation == "linear_minimizer":
+        p = members.linear_minimizer(g)
+        off = example.facts.off_normal(p, -g, one) if p.isfinite().all() else 0.0
+        expect(off <= exact_to * (g.norm() + p.norm()), f"{name}: {p} is no minimizer of {g} by {off:.1e}")
+    elif operation == "tangent":
+        x = members.project(y)
+        along = members.tangent(x, g)
+        off = example.facts.off_normal(x, along - g, one)
+        expect(off <= 1e-7 * (g.norm() + x.norm()), f"{name}: what is dropped is no normal at {x} by {off:.1e}")
+        turn = ((along - g) * along).sum().abs()
+        expect(turn <= 1e-7 * g.norm() ** 2, f"{name}: what is dropped has {turn:.1e} of what is left at {x}")
+    elif operation == "prox_barrier" and not (name == "Box" and bool((members.lower >= members.upper).any())):
+        tau = 10 ** (12 * chance.uniform() - 8)
+        p = members.prox_barrier(y, tau)
+        inside = members.violation(p) <= (1e-15 * members.total if name == "Simplex" else 0.0)
+        expect(bool(inside), f"{name}: outside by {members.violation(p):.1e}: {p}")
+        slope = members.barrier_gradient(p, relax=0.0)
+        change = torch.func.jacfwd(lambda p: members.barrier_gradient(p, relax=0.0))(p).norm()
+        rest = p - y + tau * slope
+        rest = rest - rest.mean() if name == "Simplex" else rest
+        size = p.norm() + y.norm() + example.facts.size()
+        known = max(exact_to, 1e-9) * size * (1 + tau * change)
+        expect(
+            rest.norm() <= known, f"{name}: not stationary by {rest.norm() / known:.1e} of what is known, at {p}, {tau}"
+        )
+
+
 def constrained(chance):
     """`spg` and `fista` in any convex set: minus the gradient is a normal where they say that they have converged."""
     name = chance.of(*convex.NAMES)
@@ -428,6 +466,7 @@ FAMILIES = {
     "losses": (losses, 2),
     "programs": (programs, 1),
     "projections": (projections, 4),
+    "operations": (operations, 2),
     "constrained": (constrained, 2),
     "regularized": (regularized, 1),
     "sensitivities": (sensitivities, 2),
@@ -443,7 +482,8 @@ def attack(seed, number, names=tuple(FAMILIES)):
     """Run one problem; its family, and what was found or None."""
     family = random.Random(f"family-{seed}-{number}").choices(names, [FAMILIES[name][1] for name in names])[0]
     try:
-        FAMILIES[family][0](Chance(seed, number))
+        with np.errstate(all="ignore"):
+            FAMILIES[family][0](Chance(seed, number))
     except Exception as error:
         return family, error
     return family, None
@@ -457,7 +497,6 @@ def main():
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    np.seterr(all="ignore")
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     counts, findings = Counter(), 0
     for number in range(arguments.count):
