@@ -60,7 +60,7 @@ AREAS = {
             f"boxopt/sets/{name}.py"
             for name in ("affine", "balls", "cones", "intersection", "orders", "polyhedron", "simplex", "splitting")
         ],
-        ["sets", "projections", "barriers", "edges", "bad_input", "feasible_steps"],
+        ["sets", "projections", "barriers", "edges", "bad_input", "feasible_steps", "pack", "regularizers"],
         ("barrier+L2Ball",),
     ),
     "least squares": Area(
