@@ -307,6 +307,26 @@ def test_covariance_of_robust_fits_is_how_much_they_vary(loss):
     torch.testing.assert_close(alone.variance, fit.variance[0])
 
 
+@pytest.mark.parametrize("loss", ["huber", "soft_l1", "cauchy", "arctan"])
+def test_robust_variance_without_outliers_is_that_of_least_squares(loss):
+    fits = Fits("peak", 2, seed=3)
+    data = torch.where(torch.arange(32) == 5, torch.nan, fits.data)
+    weights = torch.linspace(1, 2, 32, dtype=DTYPE) * (torch.arange(32) != 5)
+    options = {"args": (data,), "weights": weights, "batch_dims": 1}
+    plain = bx.least_squares(fits.residual, fits.start, fits.bounds, **options)
+    robust = bx.least_squares(fits.residual, fits.start, fits.bounds, loss=loss, f_scale=1e4, **options)
+    torch.testing.assert_close(robust.variance, plain.variance, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(bx.covariance(robust), bx.covariance(plain), rtol=1e-4, atol=1e-9)
+
+
+def test_covariance_of_counts_is_that_of_their_likelihood():
+    counts = torch.tensor([3.0, 0.0, 6.0, 7.0], dtype=DTYPE)
+    fit = bx.least_squares(lambda rate: rate - counts, torch.ones((), dtype=DTYPE), loss=bx.Poisson(counts))
+    torch.testing.assert_close(bx.covariance(fit), torch.full((1, 1), 4.0 / 4, dtype=DTYPE))
+    with pytest.raises(ValueError, match="Poisson's counts"):
+        bx.least_squares(lambda rate: rate - counts, torch.ones((), dtype=DTYPE), loss=bx.Poisson(counts[:3]))
+
+
 def test_covariance_of_what_the_data_do_not_determine_is_infinite():
     data = torch.arange(4.0, dtype=DTYPE)
     fit = bx.least_squares(lambda p: p[0] + 0 * p[1] - data, torch.zeros(2, dtype=DTYPE))
