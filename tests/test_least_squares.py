@@ -319,6 +319,23 @@ def test_robust_variance_without_outliers_is_that_of_least_squares(loss):
     torch.testing.assert_close(bx.covariance(robust), bx.covariance(plain), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("jac", ["forward", "reverse"])
+def test_gauss_newton_is_the_loss_its_gradient_and_about_its_hessian(jac):
+    fits, weights = Fits("peak", 1, seed=3), torch.linspace(1, 2, 32, dtype=DTYPE)
+    evaluate = bx.gauss_newton(fits.residual, "soft_l1", f_scale=0.5, weights=weights, jac=jac)
+    start = fits.start[0]
+
+    def loss(p):
+        return (weights * 0.25 * (torch.sqrt(1 + 4 * fits.residual(p, fits.data[0]) ** 2) - 1)).sum()
+
+    gradient, other = evaluate(start, fits.data[0])
+    torch.testing.assert_close(gradient, torch.func.grad(loss)(start))
+    torch.testing.assert_close(other["value"], loss(start))
+    slopes = torch.func.jacfwd(fits.residual)(start, fits.data[0])
+    weight = weights / torch.sqrt(1 + 4 * fits.residual(start, fits.data[0]) ** 2)
+    torch.testing.assert_close(other["curvature"], slopes.mT @ (weight[:, None] * slopes))
+
+
 def test_covariance_of_counts_is_that_of_their_likelihood():
     counts = torch.tensor([3.0, 0.0, 6.0, 7.0], dtype=DTYPE)
     fit = bx.least_squares(lambda rate: rate - counts, torch.ones((), dtype=DTYPE), loss=bx.Poisson(counts))
