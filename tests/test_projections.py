@@ -9,6 +9,7 @@ import torch
 from sklearn.isotonic import isotonic_regression
 
 import boxopt as bx
+from tests.fuzz.convex import Rows
 from tests.set_registry import MATRIX, NORMAL
 
 with warnings.catch_warnings():
@@ -344,6 +345,27 @@ def test_the_cones_derivative_at_entries_of_zero():
     assert torch.autograd.gradcheck(S.SecondOrderCone().project, point)
     assert torch.autograd.gradcheck(lambda x: S.SecondOrderCone().project(x, step), point)
     assert torch.autograd.gradgradcheck(S.SecondOrderCone().project, point)
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 1.0])
+def test_a_polyhedron_with_rows_that_are_nearly_parallel(spread):
+    """What is left over at the projection is a sum of the active rows: SciPy's nnls looks for it."""
+    generator = torch.Generator().manual_seed(3)
+    normal = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    for _ in range(20):
+        rows = normal(1, 8) * normal(20, 1).sign() + spread * normal(20, 8)
+        inside, y = 1000 * normal(8), 30 * normal(8)
+        offset = rows @ inside + rows.norm(dim=1) * (0.01 + normal(20).abs())
+        x = S.Polyhedron(rows, offset).project(y)
+        assert bool((rows @ x <= offset).all())
+        facts = Rows(rows, offset, rows[:0], offset[:0])
+        assert facts.off_normal(x, y - x, torch.ones_like(x)) <= 1e-7 * (x.norm() + y.norm())
+
+
+@pytest.mark.parametrize("step", [1.0, torch.tensor([2.0, 1.0, 0.7])])
+def test_below_the_cone_on_its_axis(step):
+    for dtype in (torch.float32, torch.float64):
+        assert not S.SecondOrderCone().project(torch.tensor([0.0, -0.0, -2.0], dtype=dtype), step).any()
 
 
 def test_an_intersections_derivative():

@@ -71,7 +71,7 @@ class SecondOrderCone(InteriorSet):
         step = torch.ones_like(x) if step is None else precise(step)
         y, s = x[..., :-1], x[..., -1:]
         ratio = step[..., :-1] / step[..., -1:]
-        inside = (y * y).detach().sum(-1, keepdim=True) <= torch.where(s > 0, s * s, 0.0).detach()
+        inside = (s >= 0) & ((y * y).sum(-1, keepdim=True) <= s * s)
         apex = (s <= 0) & (((y / ratio) ** 2).sum(-1, keepdim=True) <= s * s)
         settled = (inside | apex).detach()
         # A point of its own stands in where there is nothing to solve, so that no derivative passes there.
