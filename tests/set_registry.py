@@ -82,9 +82,9 @@ SETS = [
     E_("SecondOrderCone", lambda h: S.SecondOrderCone(), exact=True),
     E_("Monotone", lambda h: S.Monotone(), exact=True),
     E_("Sparse", lambda h: S.Sparse(2), exact=True, convex=False),
-    E_("PSD", lambda h: S.PSD(), shape=(2, 4, 4), metric=1e-6, exempt=STEPS),
-    E_("SpectralBall", lambda h: S.SpectralBall(h.radius), shape=(2, 4, 3), exact=True, metric=1e-6, exempt=STEPS),
-    E_("NuclearBall", lambda h: S.NuclearBall(h.radius), shape=(2, 4, 3), exact=True, metric=1e-6, exempt=STEPS),
+    E_("PSD", lambda h: S.PSD(), shape=(2, 4, 4)),
+    E_("SpectralBall", lambda h: S.SpectralBall(h.radius), shape=(2, 4, 3), exact=True),
+    E_("NuclearBall", lambda h: S.NuclearBall(h.radius), shape=(2, 4, 3), exact=True),
     E_("Stiefel", lambda h: S.Stiefel(), shape=(2, 4, 3), convex=False, exempt=STEPS),
     E_(
         "TransportPolytope",

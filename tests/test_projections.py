@@ -9,7 +9,7 @@ import torch
 from sklearn.isotonic import isotonic_regression
 
 import boxopt as bx
-from tests.fuzz.convex import Rows
+from tests.fuzz.convex import Ball, Cone, Rows
 from tests.set_registry import MATRIX, NORMAL
 
 with warnings.catch_warnings():
@@ -143,6 +143,43 @@ def test_matrix_sets_against_cvxpy(name, kind, in_metric):
     if name == "PSD":  # whose metric, like its members, is symmetric
         y, step = (y + y.T) / 2, np.sqrt(step * step.T)
     check(members, y, step, constraints, 1e-6 if in_metric and name != "TransportPolytope" else 0.0)
+
+
+MATRICES = {
+    "normal": lambda draw, shape: draw(*shape),
+    "large": lambda draw, shape: 1e3 * draw(*shape),
+    "low rank": lambda draw, shape: draw(shape[0], 1) @ draw(1, shape[1]),
+    "equal singular values": lambda draw, shape: 2 * torch.eye(*shape, dtype=torch.float64),
+    "zeros": lambda draw, shape: torch.zeros(shape, dtype=torch.float64),
+    "inside": lambda draw, shape: 1e-3 * torch.eye(*shape, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("name", ["PSD", "SpectralBall", "NuclearBall"])
+def test_matrices_in_metrics_of_step_sizes_that_differ_by_a_million(name, kind, spread):
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    for shape in ((4, 4),) if name == "PSD" else ((1, 1), (1, 3), (5, 2), (2, 5), (4, 4)):
+        y = MATRICES[kind](draw, shape)
+        step = 10 ** (spread * (torch.rand(shape, dtype=torch.float64, generator=generator) - 0.5))
+        if name == "PSD":
+            y, step = (y + y.mT) / 2, (step * step.mT).sqrt()
+            facts = Cone(lambda p: (-torch.linalg.eigvalsh((p + p.mT) / 2).min()).clamp(min=0))
+            x = S.PSD().project(y, step)
+        else:
+            spectral, nuclear = (
+                (lambda p: torch.linalg.matrix_norm(p, 2)),
+                (lambda p: torch.linalg.matrix_norm(p, "nuc")),
+            )
+            norms = (spectral, nuclear) if name == "SpectralBall" else (nuclear, spectral)
+            facts = Ball(torch.tensor(0.7, dtype=torch.float64), *norms)
+            x = getattr(S, name)(0.7).project(y, step)
+        size = x.norm() + y.norm() + 1
+        assert facts.outside(x) <= 1e-14 * size
+        length = (x / step.sqrt()).norm() + (y / step.sqrt()).norm()
+        assert facts.off_normal(x, (y - x) / step, step) <= 1e-11 * length
 
 
 def simplex_in_long_double(y, total, step=None):

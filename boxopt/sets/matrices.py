@@ -1,9 +1,9 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
 **Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
-of a step size that varies over the entries there is none. With κ the ratio of the largest step size to the least, each
-step of accelerated projected gradient comes nearer by the factor $1 - 1/\sqrt\kappa$; at most `_METRIC_STEPS` are
-taken. Derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more steps from the solution.
+of a step size that varies over the entries there is none: it is found by Newton's method, see
+`boxopt.sets.matrix_metric`. `Stiefel`, which is not convex, takes at most `_METRIC_STEPS` steps of accelerated
+projected gradient instead; its derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more from the solution.
 
 **Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
 """
@@ -28,6 +28,7 @@ from boxopt.sets.log_determinant import (
     relaxed_log_determinant,
     relaxed_log_determinant_gradient,
 )
+from boxopt.sets.matrix_metric import nearest_in_metric, with_derivative
 from boxopt.sets.spectral import basis_of, basis_of_dilation, dilation, leading_pair, positive_part, shifted, symmetric
 from boxopt.sets.threshold import project_l1_ball, project_simplex
 from boxopt.sets.vectors import check_broadcasts, normalized, precise
@@ -71,9 +72,10 @@ class MatrixSet(ConstraintSet):
     def project(self, x: P, step_size: Any = 1.0) -> P:
         def project_leaf(leaf: Tensor, *rest: Any) -> Tensor:
             *numbers, step = rest
-            wide = exact.wide(leaf)
+            in_metric = isinstance(step, Tensor) and step.ndim > 0
+            wide = precise(leaf) if in_metric else exact.wide(leaf)
             hyper = [exact.as_tensor(number, wide) for number in numbers]
-            if isinstance(step, Tensor) and step.ndim:
+            if in_metric:
                 result = self._in_metric(wide, exact.like(step, wide), *hyper)
             else:
                 result = self._project(wide, *hyper)
@@ -83,18 +85,18 @@ class MatrixSet(ConstraintSet):
 
     def _in_metric(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
         """The projection in the metric 1/step: the minimizer over the set of Σ (x − y)²/step."""
-        weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
-        weight = weight / weight.detach().amax((-2, -1), keepdim=True)
+        if y.shape[-2] < y.shape[-1]:
+            return self._in_metric(y.mT, step.mT, *hyper).mT
+        weight = _weight(y, step)
+        if self.square:  # for a symmetric x, Σ w(x − y)² is that of the symmetric parts of w and w·y and a constant
+            moment, weight = symmetric(weight * y), symmetric(weight)
+            y, weight = moment / weight, weight / weight.detach().amax((-2, -1), keepdim=True)
         radius = hyper[0].expand(y.shape[:-2])[..., None, None] if hyper else y.new_ones((*y.shape[:-2], 1, 1))
         kind = type(self).__name__
-        point = _search_in_metric(y.detach(), weight.detach(), radius.detach(), kind)
+        point = nearest_in_metric(y.detach(), weight.detach(), radius.detach(), kind)
         if exact.is_constant(y, step, *hyper):
             return point
-        ahead, rate = point, _momentum(weight.detach())
-        for _ in range(_METRIC_DERIVATIVE_STEPS):
-            following = self._project(ahead - weight * (ahead - y), *hyper)
-            ahead, point = following + rate * (following - point), following
-        return point
+        return with_derivative(lambda x: self._project(x, *hyper), point, y, weight, radius, kind)
 
     def _rounded(self, result: Tensor, leaf: Tensor) -> Tensor:
         return result.to(leaf.dtype)
@@ -387,6 +389,17 @@ class Stiefel(MatrixSet):
             return exact.replaced(_polar_with_graph(x.mT, polar.mT, values, left).mT, polar)
         return exact.replaced(_polar_with_graph(x, polar, values, right.mT), polar)
 
+    def _in_metric(self, y: Tensor, step: Tensor, *hyper: Tensor) -> Tensor:
+        weight = _weight(y, step)
+        point = _orthonormal_in_metric(y.detach(), weight.detach())
+        if exact.is_constant(y, step):
+            return point
+        ahead, rate = point, _momentum(weight.detach())
+        for _ in range(_METRIC_DERIVATIVE_STEPS):
+            following = self._project(ahead - weight * (ahead - y))
+            ahead, point = following + rate * (following - point), following
+        return point
+
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         gram = x.mT @ x if x.shape[-2] >= x.shape[-1] else x @ x.mT
         identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
@@ -421,21 +434,25 @@ def _polar_with_graph(x: Tensor, polar: Tensor, values: Tensor, right: Tensor) -
     return polar
 
 
+def _weight(y: Tensor, step: Tensor) -> Tensor:
+    """The metric 1/step, divided by the largest of each matrix."""
+    weight = 1 / normalized(step.expand(y.shape).flatten(-2)).reshape(y.shape)
+    return weight / weight.detach().amax((-2, -1), keepdim=True)
+
+
 def _momentum(weight: Tensor) -> Tensor:
     """Nesterov's for a strongly convex quadratic of condition 1/min(weight), the largest weight being 1."""
     root = weight.amin((-2, -1), keepdim=True).sqrt()
     return (1 - root) / (1 + root)
 
 
-@search("matrix_in_metric")
-def _search_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> Tensor:
-    members = _BY_NAME[kind]()
-    hyper = (radius[..., 0, 0],) if members.numbers else ()
-    rate = _momentum(weight)
-    ahead = point = members._project(y, *hyper)
+@search("orthonormal_in_metric")
+def _orthonormal_in_metric(y: Tensor, weight: Tensor) -> Tensor:
+    members, rate = Stiefel(), _momentum(weight)
+    ahead = point = members._project(y)
     done = torch.zeros_like(rate, dtype=torch.bool)
     for _ in range(_METRIC_STEPS):
-        following = members._project(ahead - weight * (ahead - y), *hyper)
+        following = members._project(ahead - weight * (ahead - y))
         move = following - point
         # Each matrix stays where it is when it is done, whatever the others need; NaN is done at once.
         ahead, point = torch.where(done, ahead, following + rate * move), torch.where(done, point, following)
@@ -447,6 +464,3 @@ def _search_in_metric(y: Tensor, weight: Tensor, radius: Tensor, kind: str) -> T
 
 def _largest(x: Tensor) -> Tensor:
     return x.abs().amax((-2, -1), keepdim=True)
-
-
-_BY_NAME: dict[str, type[MatrixSet]] = {kind.__name__: kind for kind in (PSD, SpectralBall, NuclearBall, Stiefel)}
