@@ -399,6 +399,17 @@ def test_a_polyhedron_with_rows_that_are_nearly_parallel(spread):
         assert facts.off_normal(x, y - x, torch.ones_like(x)) <= 1e-7 * (x.norm() + y.norm())
 
 
+def test_in_the_cone_however_its_norm_is_added_up():
+    x = torch.randn(3, 20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cone = S.SecondOrderCone(dim=0)
+    x = cone.project(x)
+    assert cone.violation(x) == 0
+    assert S.SecondOrderCone().violation(x.mT.contiguous()) == 0
+    assert (x[:-1].square().sum(0).sqrt() <= x[-1]).all()
+    assert (torch.hypot(x[0], x[1]) <= x[2]).all()
+    assert torch.equal(cone.project(x), x)
+
+
 @pytest.mark.parametrize("step", [1.0, torch.tensor([2.0, 1.0, 0.7])])
 def test_below_the_cone_on_its_axis(step):
     for dtype in (torch.float32, torch.float64):

@@ -88,7 +88,7 @@ class SecondOrderCone(InteriorSet):
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
         update = target - params
         sum_ = precise(exact.rounded(params.detach() + exact.rounded(update)))
-        outside = self._violation(sum_).unsqueeze(-1) > 0
+        outside = (sum_ != 0).any(-1, keepdim=True) & ~self._is_inside(sum_)  # however its norm is added up
         error = (
             3 * torch.finfo(params.dtype).eps * (params.detach().abs() + target.detach().abs()).sum(-1, keepdim=True)
         )

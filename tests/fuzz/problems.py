@@ -429,7 +429,8 @@ def _linear_fit(chance):
     rows, columns = chance.of(1, 2, 3, 5, 9), chance.of(1, 2, 3, 5, 8)
     lower, upper = bounds(chance, columns)
     a = matrix(chance, rows, columns)
-    if not torch.linalg.cond(a / a.norm(dim=0)) < 1e5:  # a derivative loses twice as many digits as the solution
+    size = a.norm(dim=0).clamp(min=1e-300)
+    if not torch.linalg.cond(a / size) < 1e5:  # a derivative loses twice as many digits as the solution
         a = chance.normal(rows, columns)
     values = [a, chance.normal(rows), torch.zeros(columns, dtype=DTYPE)]
     return lambda a, b, shift: a @ bx.bvls(a, b, lower + shift, upper + shift), values, "bvls"
