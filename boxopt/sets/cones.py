@@ -88,7 +88,8 @@ class SecondOrderCone(InteriorSet):
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
         update = target - params
         sum_ = precise(exact.rounded(params.detach() + exact.rounded(update)))
-        outside = (sum_ != 0).any(-1, keepdim=True) & ~self._is_inside(sum_)  # however its norm is added up
+        norm = torch.linalg.vector_norm(sum_[..., :-1], dim=-1, keepdim=True)
+        outside = norm * (1 + 2 * torch.finfo(sum_.dtype).eps) > sum_[..., -1:]  # however it is added up
         error = (
             3 * torch.finfo(params.dtype).eps * (params.detach().abs() + target.detach().abs()).sum(-1, keepdim=True)
         )
