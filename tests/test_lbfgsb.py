@@ -372,6 +372,26 @@ def test_a_loss_with_many_roundings():
     assert int(result.status) == bx.Status.GRADIENT
 
 
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_steps_are_mirror_images_and_better_than_gradient_steps(size):
+    """Of ill-conditioned models from points at and near bounds, so that truncated steps are poor."""
+    generator = torch.Generator().manual_seed(size)
+    draw = lambda *shape: torch.randn(shape, dtype=F64, generator=generator)  # noqa: E731
+    for _ in range(200):
+        root = draw(size, size) * 10 ** torch.linspace(-2, 2, size, dtype=F64)
+        matrix, slope = root.mT @ root, draw(size) * 10 ** draw(size)
+        model = DenseModel(matrix, torch.tensor(False))
+        lower = -torch.rand(size, dtype=F64, generator=generator) * (torch.arange(size) > 0)
+        upper = 10 ** draw(size)
+        point = torch.zeros(size, dtype=F64)
+        step = box_step(model, point, slope, lower, upper)
+        assert ((step >= lower) & (step <= upper)).all()
+        torch.testing.assert_close(box_step(model, point, -slope, -upper, -lower), -step, rtol=1e-9, atol=1e-12)
+        value = lambda d, m=matrix, g=slope: g @ d + d @ m @ d / 2  # noqa: E731
+        rate = slope @ slope / (slope @ matrix @ slope)
+        assert value(step) <= value((-rate * slope).clamp(lower, upper)) + 1e-12 * value(step).abs()
+
+
 def test_a_step_within_bounds_is_least_on_the_face_that_it_goes_to():
     """The first coordinate goes to its bound; the second then to where its slope, which the first has changed, is 0."""
     matrix, point, slope = torch.tensor([[2.0, 0.8], [0.8, 1.0]]), torch.zeros(2), torch.tensor([8.0, 0.5])

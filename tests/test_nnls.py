@@ -30,6 +30,18 @@ def test_nnls_is_scipys(shape):
     assert (solution >= 0).all()
 
 
+def test_one_matrix_or_one_right_hand_side_is_for_all():
+    matrix, right = problems(5, 3, 4)
+    for a, b in ((matrix[0], right), (matrix, right[0]), (matrix[:, None], right)):
+        x = bx.nnls(a, b)
+        a, b = (
+            torch.broadcast_tensors(a, b[..., None])[0],
+            b.expand(*torch.broadcast_shapes(a.shape[:-2], b.shape[:-1]), 5),
+        )
+        flat = [bx.nnls(m, v) for m, v in zip(a.reshape(-1, 5, 3), b.reshape(-1, 5), strict=True)]
+        torch.testing.assert_close(x.reshape(-1, 3), torch.stack(flat))
+
+
 @pytest.mark.parametrize("shape", [(8, 3), (30, 10), (60, 40)], ids=str)
 def test_bvls_is_scipys(shape):
     matrix, right = problems(*shape)

@@ -9,6 +9,7 @@ import torch
 from sklearn.isotonic import isotonic_regression
 
 import boxopt as bx
+from tests.fuzz.convex import Ball, Cone, Rows
 from tests.set_registry import MATRIX, NORMAL
 
 with warnings.catch_warnings():
@@ -142,6 +143,43 @@ def test_matrix_sets_against_cvxpy(name, kind, in_metric):
     if name == "PSD":  # whose metric, like its members, is symmetric
         y, step = (y + y.T) / 2, np.sqrt(step * step.T)
     check(members, y, step, constraints)
+
+
+MATRICES = {
+    "normal": lambda draw, shape: draw(*shape),
+    "large": lambda draw, shape: 1e3 * draw(*shape),
+    "low rank": lambda draw, shape: draw(shape[0], 1) @ draw(1, shape[1]),
+    "equal singular values": lambda draw, shape: 2 * torch.eye(*shape, dtype=torch.float64),
+    "zeros": lambda draw, shape: torch.zeros(shape, dtype=torch.float64),
+    "inside": lambda draw, shape: 1e-3 * torch.eye(*shape, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("name", ["PSD", "SpectralBall", "NuclearBall"])
+def test_matrices_in_metrics_of_step_sizes_that_differ_by_a_million(name, kind, spread):
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    for shape in ((4, 4),) if name == "PSD" else ((1, 1), (1, 3), (5, 2), (2, 5), (4, 4)):
+        y = MATRICES[kind](draw, shape)
+        step = 10 ** (spread * (torch.rand(shape, dtype=torch.float64, generator=generator) - 0.5))
+        if name == "PSD":
+            y, step = (y + y.mT) / 2, (step * step.mT).sqrt()
+            facts = Cone(lambda p: (-torch.linalg.eigvalsh((p + p.mT) / 2).min()).clamp(min=0))
+            x = S.PSD().project(y, step)
+        else:
+            spectral, nuclear = (
+                (lambda p: torch.linalg.matrix_norm(p, 2)),
+                (lambda p: torch.linalg.matrix_norm(p, "nuc")),
+            )
+            norms = (spectral, nuclear) if name == "SpectralBall" else (nuclear, spectral)
+            facts = Ball(torch.tensor(0.7, dtype=torch.float64), *norms)
+            x = getattr(S, name)(0.7).project(y, step)
+        size = x.norm() + y.norm() + 1
+        assert facts.outside(x) <= 1e-14 * size
+        length = (x / step.sqrt()).norm() + (y / step.sqrt()).norm()
+        assert facts.off_normal(x, (y - x) / step, step) <= 1e-11 * length
 
 
 def simplex_in_long_double(y, total, step=None):
@@ -344,6 +382,38 @@ def test_the_cones_derivative_at_entries_of_zero():
     assert torch.autograd.gradcheck(S.SecondOrderCone().project, point)
     assert torch.autograd.gradcheck(lambda x: S.SecondOrderCone().project(x, step), point)
     assert torch.autograd.gradgradcheck(S.SecondOrderCone().project, point)
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 1.0])
+def test_a_polyhedron_with_rows_that_are_nearly_parallel(spread):
+    """What is left over at the projection is a sum of the active rows: SciPy's nnls looks for it."""
+    generator = torch.Generator().manual_seed(3)
+    normal = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    for _ in range(20):
+        rows = normal(1, 8) * normal(20, 1).sign() + spread * normal(20, 8)
+        inside, y = 1000 * normal(8), 30 * normal(8)
+        offset = rows @ inside + rows.norm(dim=1) * (0.01 + normal(20).abs())
+        x = S.Polyhedron(rows, offset).project(y)
+        assert bool((rows @ x <= offset).all())
+        facts = Rows(rows, offset, rows[:0], offset[:0])
+        assert facts.off_normal(x, y - x, torch.ones_like(x)) <= 1e-7 * (x.norm() + y.norm())
+
+
+def test_in_the_cone_however_its_norm_is_added_up():
+    x = torch.randn(3, 20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cone = S.SecondOrderCone(dim=0)
+    x = cone.project(x)
+    assert cone.violation(x) == 0
+    assert S.SecondOrderCone().violation(x.mT.contiguous()) == 0
+    assert (x[:-1].square().sum(0).sqrt() <= x[-1]).all()
+    assert (torch.hypot(x[0], x[1]) <= x[2]).all()
+    torch.testing.assert_close(cone.project(x), x, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("step", [1.0, torch.tensor([2.0, 1.0, 0.7])])
+def test_below_the_cone_on_its_axis(step):
+    for dtype in (torch.float32, torch.float64):
+        assert not S.SecondOrderCone().project(torch.tensor([0.0, -0.0, -2.0], dtype=dtype), step).any()
 
 
 def test_an_intersections_derivative():

@@ -337,6 +337,34 @@ def test_tangent_direction_leads_inside(entry):
     assert ((-gradient - direction) * direction).sum() >= -1e-9  # what was dropped does not oppose what is left
 
 
+def test_tangents_of_sparse_vectors_are_each_ones_own():
+    x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
+    tangent = bx.sets.Sparse(2).tangent(x, torch.ones(2, 3))
+    assert tangent.tolist() == [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+@every_set
+def test_points_of_exact_sets_stay_to_the_bit(entry):
+    if not entry.exact:
+        pytest.skip("its points are known to rounding")
+    members = entry.build(Numbers())
+    x = members.project(draw(entry.shape, 21, 3.0))
+    assert torch.equal(members.land(torch.zeros_like(x), x), x)
+
+
+@every_set
+def test_trees_are_leaf_by_leaf(entry):
+    """But for an intersection, whose sweeps are balanced for all leaves at once."""
+    members = entry.build(Numbers())
+    x = {"a": draw(entry.shape, 22, 3.0), "b": [draw(entry.shape, 23)]}
+    step = {"a": 0.5, "b": [torch.rand(entry.shape, dtype=torch.float64) + 0.5]}
+    both = members.project(x, step)
+    a, b = members.project(x["a"], 0.5), members.project(x["b"][0], step["b"][0])
+    tolerance = 1e-6 if entry.name == "Intersection" else 0.0
+    torch.testing.assert_close(both, {"a": a, "b": [b]}, rtol=0.0, atol=tolerance)
+    torch.testing.assert_close(members.violation(both), torch.maximum(members.violation(a), members.violation(b)))
+
+
 @every_set
 def test_linear_minimizer_is_least(entry):
     members = entry.build(Numbers())

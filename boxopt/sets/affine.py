@@ -228,9 +228,11 @@ class Affine(VectorSet):
         else:
             lifted = matrix * precise(step).unsqueeze(-2)
             factor = torch.linalg.cholesky_ex(lifted @ matrix.mT)[0]
-        residual = (x.unsqueeze(-2) @ matrix.mT).squeeze(-2) - offset
-        weights = torch.cholesky_solve(residual.unsqueeze(-1), factor).mT
-        return (x - (weights @ lifted).squeeze(-2)).to(dtype)
+        for _ in range(2):  # the second time for the digits that are lost in A·Aᵀ
+            residual = (x.unsqueeze(-2) @ matrix.mT).squeeze(-2) - offset
+            weights = torch.cholesky_solve(residual.unsqueeze(-1), factor).mT
+            x = x - (weights @ lifted).squeeze(-2)
+        return x.to(dtype)
 
     def _violation(self, x: Tensor, *hyper: Tensor) -> Tensor:
         matrix = precise(self.matrix)

@@ -71,7 +71,7 @@ class SecondOrderCone(InteriorSet):
         step = torch.ones_like(x) if step is None else precise(step)
         y, s = x[..., :-1], x[..., -1:]
         ratio = step[..., :-1] / step[..., -1:]
-        inside = (y * y).detach().sum(-1, keepdim=True) <= torch.where(s > 0, s * s, 0.0).detach()
+        inside = (s >= 0) & ((y * y).sum(-1, keepdim=True) <= s * s)
         apex = (s <= 0) & (((y / ratio) ** 2).sum(-1, keepdim=True) <= s * s)
         settled = (inside | apex).detach()
         # A point of its own stands in where there is nothing to solve, so that no derivative passes there.
@@ -88,7 +88,8 @@ class SecondOrderCone(InteriorSet):
     def _settle(self, params: Tensor, target: Tensor, *hyper: Tensor) -> Tensor:
         update = target - params
         sum_ = precise(exact.rounded(params.detach() + exact.rounded(update)))
-        outside = self._violation(sum_).unsqueeze(-1) > 0
+        norm = torch.linalg.vector_norm(sum_[..., :-1], dim=-1, keepdim=True)
+        outside = norm * (1 + 2 * torch.finfo(sum_.dtype).eps) > sum_[..., -1:]  # however it is added up
         error = (
             3 * torch.finfo(params.dtype).eps * (params.detach().abs() + target.detach().abs()).sum(-1, keepdim=True)
         )

@@ -12,23 +12,18 @@ from boxopt.core import exact, sharded, tree
 from boxopt.core.pack import Packed
 from boxopt.sets.base import ConstraintSet
 from boxopt.sets.box import Box
-from boxopt.sets.vectors import precise
+from boxopt.sets.splitting import proximal_step_of_sum
 
 P = TypeVar("P")
-
-_FIRST_FORCE = 3.0
-_RELAXATION = 1.6
 
 
 @tree.register("sets", static=("sweeps", "separable"))
 class Intersection(ConstraintSet):
     r"""The points that are in every one of several sets.
 
-    Their nearest, by the alternating direction method of multipliers: a point z of each set but the last, one point x
-    of the last, drawn to each other and to the candidate by a force that is doubled or halved where the distances
-    between them, or their moves, lag behind. The number of sweeps is fixed. The last set holds exactly, the others to
-    what `violation` says: put last what must hold. If the intersection is empty, the result is a point of the last set
-    that is near to the others.
+    Their nearest, by the alternating direction method of multipliers: see `boxopt.sets.splitting`. The number of sweeps
+    is fixed. The last set holds exactly, the others to what `violation` says: put last what must hold. If the
+    intersection is empty, the result is a point of the last set that is near to the others.
 
     Fifty sweeps reach 1e-8 or better for sets that meet at an angle, from candidates about as far away as the sets are
     wide; from thirty times as far, or for sets that are nearly parallel, expect 1e-2. Dykstra's algorithm, which
@@ -86,25 +81,8 @@ class Intersection(ConstraintSet):
         if any(sharded.is_sharded(leaf) for leaf in tree.leaves(x)):  # one exchange, rather than some in every sweep
             gathered = self.project(tree.map(sharded.whole, x), tree.map(sharded.whole, step_size))
             return tree.map(sharded.like, gathered, x)
-        y: Any = tree.map(exact.wide, x)
-        force: Any = _FIRST_FORCE
-        points = [last.project(y, step_size)] * len(others)
-        prices = [tree.map(torch.zeros_like, y)] * len(others)
-        for _ in range(self.sweeps):
-            point = last.project(_drawn(y, points, prices, force), step_size)
-            apart, moved = [], []
-            for index, member in enumerate(others):
-                ahead = tree.map(_relaxed, point, points[index])
-                candidate = tree.map(torch.add, ahead, prices[index])
-                following = member.project(candidate, step_size)
-                prices[index] = tree.map(torch.sub, candidate, following)
-                apart.append(_square(point, following, step_size))
-                moved.append(_square(following, points[index], step_size))
-                points[index] = following
-            changed = _balanced(force, sum(apart[1:], apart[0]), sum(moved[1:], moved[0]))
-            prices = [tree.map(lambda price: price * exact.like(force / changed, price), each) for each in prices]  # noqa: B023
-            force = changed
-        nearest: Any = last.project(_drawn(y, points, prices, force), step_size)
+        terms = [lambda y, _, member=member: member.project(y, step_size) for member in self.sets]
+        nearest: Any = proximal_step_of_sum(terms, tree.map(exact.wide, x), step_size, self.sweeps)
         for member in others:  # what the sweeps have left to do, so that the point leaves the sets as little as can be
             nearest = member.project(nearest, step_size)
         return last.project(tree.map(lambda leaf, original: leaf.to(original.dtype), nearest, x), step_size)
@@ -114,42 +92,6 @@ class Intersection(ConstraintSet):
 
     def violation(self, x: Any) -> Tensor:
         return tree.reduce(torch.maximum, [member.violation(x) for member in self.sets])
-
-
-def _drawn(y: Any, points: list[Any], prices: list[Any], force: Any) -> Any:
-    """The minimizer of ½‖x − y‖² + force/2·Σ‖x − (point − price)‖², before the last set's projection."""
-
-    def average(leaf: Tensor, *rest: Tensor) -> Tensor:
-        weight = exact.like(force, leaf)
-        total = leaf
-        for z, price in zip(rest[: len(points)], rest[len(points) :], strict=True):
-            total = total + weight * (z - price)
-        return total / (1 + len(points) * weight)
-
-    return tree.map(average, y, *points, *prices)
-
-
-def _relaxed(x: Tensor, z: Tensor) -> Tensor:
-    return _RELAXATION * x + (1 - _RELAXATION) * z
-
-
-def _square(one: Any, other: Any, step_size: Any) -> Tensor:
-    """The square of the distance in the metric 1/step_size, as a constant."""
-
-    def square(x: Tensor, y: Tensor, step: Any) -> Tensor:
-        gap = precise((x - y).detach())
-        weight = precise(exact.as_tensor(step, x).detach())
-        return (gap * gap / torch.where(weight > 0, weight, 1.0)).sum()
-
-    return tree.reduce(torch.add, tree.map(square, one, other, tree.expand(step_size, one)))
-
-
-def _balanced(force: Any, apart: Tensor, moved: Tensor) -> Tensor:
-    """The force, doubled where the points are still apart though they no longer move, halved where they do."""
-    force = exact.as_tensor(force, apart)
-    moved = moved * force * force
-    doubled = torch.where(apart > 4 * moved, 2 * force, torch.where(moved > 4 * apart, force / 2, force))
-    return torch.where((apart > 0) & (moved > 0), doubled, force).clamp(1e-2, 1e6)
 
 
 @tree.register("sets")

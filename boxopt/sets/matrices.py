@@ -1,13 +1,12 @@
 r"""Sets of matrices, which are the last two dimensions of each leaf; those before them are batches.
 
 **Metrics.** In a scalar step size the projections are closed forms of the eigenvalues or singular values. In the metric
-of a step size that varies over the entries there is none: Newton's method finds them, to rounding, see
-`boxopt.sets.matrix_metric`. It is for convex sets; for `Stiefel` at most `_METRIC_STEPS` of accelerated projected
-gradient are taken, which come nearer by the factor $1 - 1/\sqrt\kappa$ each, κ being the ratio of the largest step size
-to the least, and derivatives are those of `_METRIC_DERIVATIVE_STEPS` more.
+of a step size that varies over the entries there is none: it is found by Newton's method, see
+`boxopt.sets.matrix_metric`. `Stiefel`, which is not convex, takes at most `_METRIC_STEPS` steps of accelerated
+projected gradient instead; its derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more from the solution.
 
 **Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`. In a metric
-so are those of matrices with at most 1,024 entries.
+so are those of matrices with at most 1,024 entries, of larger ones they are approximate.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ has the minimizer of f over the set, the slope $s^2 (x - T(x))/\gamma$, for whic
 $\varphi(T(x)) \le \min(\varphi(x), f(T(x)))$. So d is halved until one of these two has fallen enough. Then x ← T(x), a
 member; unless Newton's full step made x − T(x) much shorter, as it does near the solution, where convergence is of the
 second order. That takes five to thirty decompositions where step sizes differ by factors of 10² to 10⁴, up to a
-hundred where they differ by 10⁶, and rarely several hundred. What is returned is T(x).
+hundred where they differ by 10⁶, rarely more; beyond that the solution is what `_NEWTON_STEPS` reach. What is returned
+is T(x).
 
 **Derivatives.** With M the inverse of the derivative of x − T(x), detached, and θ what a derivative may be asked with
 respect to, $x + M(T(x, \theta) - x)$ has the first derivative of the solution; a second such step adds an order. For
@@ -52,7 +53,7 @@ from boxopt.sets.spectral import symmetric
 from boxopt.sets.threshold import project_simplex
 
 _GAMMA = 0.95
-_NEWTON_STEPS, _GRADIENT_STEPS = 500, 1000
+_NEWTON_STEPS, _GRADIENT_STEPS = 300, 100
 _BLIND_NEWTON_STEPS, _BLIND_GRADIENT_STEPS = 10, 30  # where nobody may look whether they are enough
 _DAMPING, _LEAST_DAMPING = 0.3, 0.03
 _SHORTEST = 2.0**-8

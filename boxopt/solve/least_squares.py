@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from boxopt.core import tree
 from boxopt.core.types import Scalar
@@ -18,7 +20,7 @@ from boxopt.solve.driver import batch_of, checked, drive
 from boxopt.solve.flat import Flat
 from boxopt.solve.gauss_newton import check_options, evaluate, residual_vector
 from boxopt.solve.levenberg_marquardt import LevenbergMarquardtState, levenberg_marquardt
-from boxopt.solve.losses import Poisson, RobustLoss
+from boxopt.solve.losses import Poisson, RobustLoss, each_residual, terms_of
 from boxopt.solve.result import Progress, is_converged, summary
 
 
@@ -36,6 +38,7 @@ class LeastSquaresResult(NamedTuple):
         steps: How many evaluations of the residuals and their Jacobian were used, int64.
         active: A tree as ``params``, int8: −1 at a lower bound, 1 at an upper, 0 between them.
         degrees: How many residuals, of a weight above 0, there are more than parameters between bounds; int64.
+        variance: σ², an estimate of that of a residual of weight 1, as `covariance` takes it.
         state: The `LevenbergMarquardtState`, whose ``curvature`` is JᵀJ at the solution.
     """
 
@@ -46,6 +49,7 @@ class LeastSquaresResult(NamedTuple):
     steps: Tensor
     active: Any
     degrees: Tensor
+    variance: Tensor
     state: LevenbergMarquardtState
 
     @property
@@ -166,6 +170,16 @@ def least_squares(
     active = result.state.active
     free = (active == 0).sum(-1)
     degrees = _count(residual, params, args, data.weights, flat, batch) - free
+    if isinstance(loss, Poisson):
+        variance = torch.ones_like(result.value)
+    else:
+        variance = 2 * result.value / degrees
+        if loss != "linear":
+            spread = partial(_robust_spread, residual=residual, loss=loss)
+            for _ in batch:
+                spread = vmap(spread, in_dims=(0, 0, 0, tree.map(_batched, data)), chunk_size=chunk_size)
+            variance = spread(result.params, args, free, data) / degrees
+        variance = torch.where(degrees > 0, variance, torch.inf)
     return LeastSquaresResult(
         result.params,
         result.value,
@@ -174,6 +188,7 @@ def least_squares(
         result.steps,
         _as_tree(active, flat, batch),
         degrees,
+        variance,
         result.state,
     )
 
@@ -181,11 +196,19 @@ def least_squares(
 def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tensor:
     r"""The covariance of fitted parameters, those at a bound taken as known.
 
-    $$ s^2 (J^\top J)^{-1} \ \text{of the free parameters}, \qquad s^2 = 2 f / (m - n_\text{free}) $$
+    $$ \sigma^2 (J^\top J)^{-1} \ \text{of the free parameters}, \qquad \sigma^2 = 2 f / (m - n_\text{free}) $$
+
+    With a robust loss of slope ψ and weights ω, of which the curvature JᵀωJ is made,
+
+    $$ \sigma^2 = \frac{\sum \psi^2}{m - n_\text{free}}\; \frac{\bar\omega\, K^2}{\bar{\psi'}^2}, \qquad
+       K = 1 + \frac{n_\text{free}}{m}\, \frac{\operatorname{var} \psi'}{\bar{\psi'}^2} $$
+
+    which, other than `scipy.optimize.curve_fit`'s, is how much such fits vary, whatever share of the data are outliers.
 
     Args:
         result: Of `least_squares`.
-        absolute_sigma: Whether the weights are 1/σ² of known σ, or the loss is `boxopt.Poisson`: then s² = 1.
+        absolute_sigma: Whether the weights are 1/σ² of known σ, or the loss is `boxopt.Poisson`: then σ² = 1. With a
+            robust loss the estimate is the better choice.
 
     Returns:
         A matrix of all leaves as one vector, a problem each, (..., n, n), with zeros for what is at a bound; infinite
@@ -199,7 +222,7 @@ def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tens
         (tensor([[0.4167]]), tensor(0.4167))
 
     Source:
-        `scipy.optimize.curve_fit`.
+        `scipy.optimize.curve_fit`; P. J. Huber, "Robust Statistics", 1981, section 7.6, for robust losses.
     """
     curvature, free = result.state.curvature, result.state.active == 0
     both = free[..., :, None] & free[..., None, :]
@@ -208,9 +231,7 @@ def covariance(result: LeastSquaresResult, absolute_sigma: bool = False) -> Tens
     failed = failed[..., None, None] > 0
     inverse = torch.cholesky_inverse(torch.where(failed, identity, factor))
     unscaled = torch.where(failed, torch.inf, inverse)
-    degrees = result.degrees.to(curvature.dtype)
-    known = torch.ones_like(degrees) if absolute_sigma else 2 * result.value.to(curvature.dtype) / degrees
-    variance = torch.where(degrees > 0, known, torch.inf) if not absolute_sigma else known
+    variance = torch.ones_like(result.variance) if absolute_sigma else result.variance
     return torch.where(both, variance[..., None, None] * unscaled, 0.0)
 
 
@@ -240,6 +261,34 @@ class _Evaluation:
         """The gradients, the loss and the curvature."""
         loss = Poisson(data.counts) if self.loss is None else self.loss
         return evaluate(params, args, self.residual, loss, data.f_scale, data.weights, self.jac)
+
+
+def _robust_spread(
+    params: Any, args: tuple[Any, ...], free: Tensor, data: _Data, *, residual: Callable[..., Any], loss: Any
+) -> Tensor:
+    """The variance of `covariance` times the degrees of freedom, of one problem."""
+    found = residual_vector(residual(params, *args), tree.leaves(params)[0].dtype)
+
+    def slope(found: Tensor) -> Tensor:
+        return terms_of(loss, found, data.f_scale).slope
+
+    terms = terms_of(loss, found, data.f_scale)
+    bend = torch.func.jvp(slope, (found,), (torch.ones_like(found),))[1]
+    weight = torch.ones_like(found) if data.weights is None else each_residual("weights", data.weights, found)
+    used = weight > 0
+    share = weight / weight.sum()
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(used, share * x, 0.0).sum()
+
+    average = mean(bend)
+    correction = 1 + free / used.sum() * mean((bend - average) ** 2) / average**2
+    square = torch.where(used, weight * terms.slope**2, 0.0).sum()
+    return torch.where(average > 0, square * mean(terms.curvature) * correction**2 / average**2, torch.inf)
+
+
+def _batched(value: Any) -> int | None:
+    return 0 if isinstance(value, Tensor) else None
 
 
 def _each(value: Any, batch: tuple[int, ...], dims: int) -> Any:

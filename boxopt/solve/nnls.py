@@ -10,6 +10,7 @@ from torch import Tensor
 from boxopt.core import decompose, exact, tree
 from boxopt.core.search import may_stop, search
 from boxopt.core.values import is_true
+from boxopt.sets.polyhedron import product
 from boxopt.solve.quadratic import add_diagonal, diagonal
 
 _PATIENCE = 3
@@ -109,7 +110,7 @@ def bvls(matrix: Tensor, right: Tensor, lower: Any, upper: Any) -> Tensor:
     side, start, below = found[..., 0, :], found[..., 1, :], found[..., 2:, :]
     # Once more, for derivatives and digits: from here the step is that of the refinement.
     point = torch.where(side == 0, start, _place(side, low, high))
-    step = _solution(_decomposed(matrix, side, below), right - _apply(matrix, point))
+    step = _solution(_decomposed(matrix, side, below), right - product(matrix, point))
     solution = torch.where(side == 0, (point + step) * unit, _place(side, lower, upper))
     known = (right * 0).sum(-1, keepdim=True) + (matrix.detach() * 0).sum((-2, -1)).unsqueeze(-1) == 0
     return torch.where(known, exact.clip(solution, lower, upper), torch.nan)
@@ -162,7 +163,7 @@ def _pivoted(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> tup
     eps, size = torch.finfo(matrix.dtype).eps, matrix.shape[-1]
     normal = matrix.mT @ matrix
     normal = add_diagonal(normal, eps * size * _largest(diagonal(normal)).expand_as(lower))
-    projected = _apply(matrix.mT, right)
+    projected = product(matrix.mT, right)
     identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     order = torch.arange(size, device=matrix.device)
 
@@ -170,7 +171,7 @@ def _pivoted(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> tup
         free, place = side == 0, _place(side, lower, upper)
         both = free[..., :, None] & free[..., None, :]
         factor = torch.linalg.cholesky_ex(torch.where(both, normal, identity))[0]
-        needed = torch.where(free, projected - _apply(normal, place), place)
+        needed = torch.where(free, projected - product(normal, place), place)
         return torch.where(free, torch.cholesky_solve(needed.unsqueeze(-1), factor).squeeze(-1), place), factor
 
     side = torch.where((lower > -torch.inf) & (lower <= upper), -1.0, torch.where(upper < torch.inf, 1.0, 0.0))
@@ -179,7 +180,7 @@ def _pivoted(lower: Tensor, upper: Tensor, right: Tensor, matrix: Tensor) -> tup
     patience, count = torch.full_like(fewest, float(_PATIENCE)), fewest
     for _ in range(10 * size + 30):
         x, factor = solve(side)
-        slope = _apply(normal, x) - projected
+        slope = product(normal, x) - projected
         reach = 10 * eps * _largest(x.abs())
         tolerance = 10 * eps * _largest(projected.abs())
         new = torch.where((side == 0) & (x < lower - reach), -1.0, side)
@@ -217,17 +218,17 @@ def _descended(found: Tensor, lower: Tensor, upper: Tensor, right: Tensor, matri
     for _ in range(10 * side.shape[-1] + 30 if may_stop(side, dear=True) else _PATIENCE):
         place = _place(side, lower, upper)
         below, decomposition = _completed(matrix, side)
-        way = place + _solution(decomposition, right - _apply(matrix, place)) - x
+        way = place + _solution(decomposition, right - product(matrix, place)) - x
         room = torch.where(way < 0, lower - x, upper - x) / torch.where(way == 0, 1.0, way)
         room = torch.where((side == 0) & (way != 0), room, torch.inf)
         share = -_largest(-room.clamp(max=1))
         stopped = (room <= share) & (share < 1)
         side = torch.where(stopped, torch.sign(way), side)
         x = torch.where(side == 0, x + share * way, _place(side, lower, upper))
-        residual = right - _apply(matrix, x)
-        tolerance = 10 * torch.finfo(x.dtype).eps * _largest(right.abs() + _apply(matrix.abs(), x.abs()))
+        residual = right - product(matrix, x)
+        tolerance = 10 * torch.finfo(x.dtype).eps * _largest(right.abs() + product(matrix.abs(), x.abs()))
         tried = torch.where(share > 0, False, tried | stopped)
-        pull = torch.where(fixed | tried, 0.0, side * -_apply(matrix.mT, residual))
+        pull = torch.where(fixed | tried, 0.0, side * -product(matrix.mT, residual))
         most = torch.where(pull == _largest(pull), order, -1).amax(-1, keepdim=True)
         let_go = (order == most) & (pull > tolerance) & (share == 1)
         side = torch.where(let_go, 0.0, side)
@@ -280,8 +281,4 @@ def _over(matrix: Tensor, side: Tensor, below: Tensor) -> Tensor:
 def _solution(decomposition: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
     """The least-squares solution of the free coordinates, 0 for the others."""
     basis, factor = decomposition
-    return torch.linalg.solve_triangular(factor, _apply(basis.mT, right).unsqueeze(-1), upper=True).squeeze(-1)
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]
+    return torch.linalg.solve_triangular(factor, product(basis.mT, right).unsqueeze(-1), upper=True).squeeze(-1)

@@ -208,8 +208,8 @@ def torch_optimizer(program, steps, fused=False):
     state = tx.init(params)
     modules = {name: torch.nn.Parameter(x.clone()) for name, x in flat.items()}
     optimizer = bx.TorchOptimizer(list(modules.items()), make(), fused=fused)
-    for number in range(len(steps)):
-        gradients = program.gradient(number, params)
+    for number in range(len(steps)):  # with gradients as autograd lays them out: kernels add in another order otherwise
+        gradients = {name: x.clone() for name, x in program.gradient(number, params).items()}
         try:
             updates, state_new = tx.update(gradients, state, params)
         except (ValueError, TypeError) as error:

@@ -15,9 +15,12 @@ import scipy.optimize
 import torch
 
 import boxopt as bx
+from boxopt.core import tree
+from tests.fuzz import convex
 from tests.fuzz.agreement import Finding
 
 DTYPE = torch.float64
+R = bx.regularizers
 INF = float("inf")
 
 
@@ -32,10 +35,10 @@ class Chance:
         return self._choice.choice(values)
 
     def normal(self, *shape):
-        return torch.randn(*shape, dtype=DTYPE, generator=self._generator)
+        return torch.randn(shape, dtype=DTYPE, generator=self._generator)
 
     def uniform(self, *shape):
-        return torch.rand(*shape, dtype=DTYPE, generator=self._generator)
+        return torch.rand(shape, dtype=DTYPE, generator=self._generator)
 
 
 # --- bounds and starts ------------------------------------------------------------------------------------------------
@@ -177,13 +180,20 @@ def losses(chance):
     name, loss = _loss(chance, n)
     lower, upper = bounds(chance, n)
     point = start(chance, lower, upper)
-    make = chance.of(bx.lbfgsb, bx.spg, bx.projected_newton, bx.fista)
+    make = chance.of(bx.lbfgsb, bx.spg, bx.projected_newton, bx.fista, bx.interior_point)
     result = bx.minimize(loss, point, make(bx.Box(lower, upper)), max_steps=2000)
     x, value = result.params, float(result.value)
     expect(bool(((x >= lower) & (x <= upper)).all()), f"outside: {x}")
     expect(abs(float(loss(x)) - value) <= 1e-9 * (1 + abs(value)), f"value {value}, loss there {loss(x)}")
     first = float(loss(torch.clamp(point, lower, upper)))
-    expect(value <= first + 1e-12 * abs(first), f"{value} is above the start's {first}")
+    above = 1e-12 if make is not bx.interior_point else 1e-4  # which stays inside, where the start may be at a bound
+    expect(value <= first + above * abs(first), f"{value} is above the start's {first}")
+    other = start(chance, lower, upper)
+    box = bx.Box(lower[None], upper[None])
+    both = bx.minimize(loss, torch.stack([other, point]), make(box), max_steps=2000, batch_dims=1)
+    same = bool(both.converged[1]) and abs(float(both.value[1]) - value) <= 1e-6 * (1 + abs(value))
+    one_valley = name != "Rosenbrock's"
+    expect(same or not (result.converged and one_valley), f"alone {value}, beside another {both.value[1]}")
     gap = torch.clamp(x - torch.func.grad(loss)(x), lower, upper) - x
     if result.status == bx.Status.GRADIENT:
         expect(gap.abs().max() <= 1.01e-6, f"claims a solution, and misses it by {gap.abs().max()}")
@@ -245,7 +255,228 @@ def programs(chance):
     expect(abs(float(result.value) - best) <= 1e-4 * (1 + abs(best)), f"{result.value}, cvxpy {best}")
 
 
-FAMILIES = {"linear": (linear, 4), "fits": (fits, 2), "losses": (losses, 2), "programs": (programs, 1)}
+def projections(chance):
+    """A set's `project`, in any metric and in both dtypes: in the set, and what it took away is a normal there."""
+    name = chance.of(*convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    dtype = chance.of(torch.float64, torch.float32)
+    x, step = (value.to(dtype) for value in (convex.candidate(chance, example), convex.metric(chance, example)))
+    p = example.members.project(x, step).double()
+    x, step = x.double(), step.double()
+    if name == "PSD":
+        x = (x + x.mT) / 2
+    exact_to = max(example.exact_to, 1000 * torch.finfo(dtype).eps)
+    size, length = p.norm() + x.norm(), (p / step.sqrt()).norm() + (x / step.sqrt()).norm()
+    outside, off = example.facts.outside(p), example.facts.off_normal(p, (x - p) / step, step)
+    expect(outside <= exact_to * size, f"{name}: outside by {outside / size:.1e} of its size: {p}")
+    expect(off <= exact_to * length, f"{name}: off by {off / length:.1e} of its length: {p}")
+
+
+def operations(chance):
+    """What else sets offer, by what it is: least of a linear function, projection onto a cone, a stationary point."""
+    name = chance.of(*convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    members, one = example.members, torch.ones(example.shape, dtype=DTYPE)
+    y, g = convex.candidate(chance, example), chance.normal(*example.shape) * chance.of(1e-6, 1.0, 1e3)
+    if name == "PSD":
+        y, g = (y + y.mT) / 2, (g + g.mT) / 2
+    exact_to = max(example.exact_to, 1e-12)
+    offered = [each for each in ("linear_minimizer", "tangent", "prox_barrier") if members.offers(each)]
+    operation = chance.of(*offered, "nothing")
+    if operation == "linear_minimizer":
+        p = members.linear_minimizer(g)
+        off = example.facts.off_normal(p, -g, one) if p.isfinite().all() else 0.0
+        expect(off <= exact_to * (g.norm() + p.norm()), f"{name}: {p} is no minimizer of {g} by {off:.1e}")
+    elif operation == "tangent":
+        x = members.project(y)
+        along = members.tangent(x, g)
+        off = example.facts.off_normal(x, along - g, one)
+        expect(off <= 1e-7 * (g.norm() + x.norm()), f"{name}: what is dropped is no normal at {x} by {off:.1e}")
+        turn = ((along - g) * along).sum().abs()
+        expect(turn <= 1e-7 * g.norm() ** 2, f"{name}: what is dropped has {turn:.1e} of what is left at {x}")
+    elif operation == "prox_barrier" and not (name == "Box" and bool((members.lower >= members.upper).any())):
+        tau = 10 ** (12 * chance.uniform() - 8)
+        p = members.prox_barrier(y, tau)
+        inside = members.violation(p) <= (1e-15 * members.total if name == "Simplex" else 0.0)
+        expect(bool(inside), f"{name}: outside by {members.violation(p):.1e}: {p}")
+        slope = members.barrier_gradient(p, relax=0.0)
+        change = torch.func.jacfwd(lambda p: members.barrier_gradient(p, relax=0.0))(p).norm()
+        rest = p - y + tau * slope
+        rest = rest - rest.mean() if name == "Simplex" else rest
+        size = p.norm() + y.norm() + example.facts.size()
+        known = max(exact_to, 1e-9) * size * (1 + tau * change)
+        expect(
+            rest.norm() <= known, f"{name}: not stationary by {rest.norm() / known:.1e} of what is known, at {p}, {tau}"
+        )
+
+
+def constrained(chance):
+    """`spg` and `fista` in any convex set: minus the gradient is a normal where they say that they have converged."""
+    name = chance.of(*convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    count = int(np.prod(example.shape))
+    a, b = chance.normal(count + 2, count), chance.normal(count + 2)
+    target = chance.of(0.1, 1.0, 30.0) * chance.normal(count)
+    convexity = chance.of(0.01, 0.1)
+    loss = chance.of(
+        lambda x: (a @ x.reshape(-1) - b).square().sum() / 2,
+        lambda x: (x.reshape(-1) - target).square().sum() / 2,
+        lambda x: torch.nn.functional.softplus(a @ x.reshape(-1)).sum() + convexity * x.square().sum(),
+        lambda x: (
+            torch.sqrt(1 + (x.reshape(-1) - target).square()).sum() + x.square().sum() / 200
+        ),  # curved far away too
+    )
+    make = chance.of(bx.spg, bx.fista)
+    result = bx.minimize(loss, convex.candidate(chance, example), make(example.members), max_steps=3000)
+    p, one = result.params, torch.ones(example.shape, dtype=DTYPE)
+    outside = example.facts.outside(p)
+    expect(outside <= max(1e-10, example.exact_to) * (1 + p.norm()), f"{name}: outside by {outside:.1e}: {p}")
+    known = result.optimality <= 10 * (2e-16 * (1 + result.value.abs())).sqrt()  # as far as losses tell
+    if not (known and result.status == bx.Status.STALLED):
+        status = bx.Status(int(result.status)).name
+        expect(bool(result.converged), f"{name}: {status}, optimality {result.optimality:.1e}")
+    slope = -torch.func.grad(loss)(p)
+    if name == "PSD":
+        slope = (slope + slope.mT) / 2
+    off = example.facts.off_normal(p, slope, one)
+    expect(off <= 1e-4 * (1 + slope.norm()), f"{name}: off by {off:.1e}, of a slope of {slope.norm():.1e}, at {p}")
+
+
+def regularized(chance):
+    """`fista` with a regularizer in a box: as good as cvxpy's, or better."""
+    n, strength, other = chance.of(1, 2, 3, 5, 8), chance.of(1e-3, 0.1, 1.0, 30.0), chance.of(0.0, 0.1, 1.0)
+    a, b = chance.normal(n + 2, n) * chance.of(1.0, 1.0, 30.0), chance.normal(n + 2)
+    lower, upper = bounds(chance, n)
+    variation = lambda z: cvxpy.norm1(cvxpy.diff(z)) if n > 1 else 0.0  # noqa: E731
+    name, regularizer, model = chance.of(
+        ("L1", bx.L1(strength), lambda z: strength * cvxpy.norm1(z)),
+        ("L2", bx.L2(strength), lambda z: strength / 2 * cvxpy.sum_squares(z)),
+        (
+            "ElasticNet",
+            bx.ElasticNet(strength, other),
+            lambda z: strength * cvxpy.norm1(z) + other / 2 * cvxpy.sum_squares(z),
+        ),
+        ("GroupLasso", R.GroupLasso(strength), lambda z: strength * cvxpy.norm2(z)),
+        (
+            "SparseGroupLasso",
+            R.SparseGroupLasso(other, strength),
+            lambda z: other * cvxpy.norm1(z) + strength * cvxpy.norm2(z),
+        ),
+        ("LInf", R.LInf(strength), lambda z: strength * cvxpy.norm_inf(z)),
+        ("TotalVariation", R.TotalVariation(strength), lambda z: strength * variation(z)),
+        ("FusedLasso", R.FusedLasso(other, strength), lambda z: other * cvxpy.norm1(z) + strength * variation(z)),
+    )
+    loss = lambda x: (a @ x - b).square().sum() / 2  # noqa: E731
+    result = bx.minimize(loss, start(chance, lower, upper), bx.fista(bx.Box(lower, upper), regularizer), max_steps=5000)
+    x, value = result.params, float(result.value)
+    expect(bool(((x >= lower) & (x <= upper)).all()), f"outside: {x}")
+    expect(bool(result.converged), f"{name}: {bx.Status(int(result.status)).name}, optimality {result.optimality:.1e}")
+    z = cvxpy.Variable(n)
+    low, high = lower.isfinite().numpy(), upper.isfinite().numpy()
+    within = [z[low] >= lower.numpy()[low]] if low.any() else []
+    within += [z[high] <= upper.numpy()[high]] if high.any() else []
+    objective = cvxpy.sum_squares(a.numpy() @ z - b.numpy()) / 2 + model(z)
+    cvxpy.Problem(cvxpy.Minimize(objective), within).solve(solver="CLARABEL")
+    if z.value is None:
+        return
+    best = torch.clamp(torch.as_tensor(z.value), lower, upper)
+    best = float(loss(best) + regularizer(best))
+    expect(value <= best + 1e-6 * (1 + abs(best)), f"{name}: {value} at {x}, cvxpy {best}")
+
+
+def sensitivities(chance):
+    """Derivatives of projections, `bvls` and minimizers, forwards and backwards, are quotients of differences."""
+    function, values, name = chance.of(_projection, _projection, _linear_fit, _minimizer, _minimizer)(chance)
+    directions = [chance.normal(*value.shape) * (value.abs() + 0.1) for value in values]
+    directions = [torch.where(value.isfinite(), way, 0.0) for value, way in zip(values, directions, strict=True)]
+
+    def along(t):
+        moved = [torch.where(v.isfinite(), v + t * w, v) for v, w in zip(values, directions, strict=True)]
+        return function(*moved)
+
+    here, quotients = along(0.0), []
+    for h in (1e-5, 2e-5):
+        quotients += [(along(h) - here) / h, (here - along(-h)) / h]
+    middle = (quotients[0] + quotients[1]) / 2
+    spread = max(float((quotient - middle).abs().max()) for quotient in quotients)
+    unit = float(middle.abs().max()) + 1e-3 * float(here.abs().max()) + 1e-9
+    if not spread <= 1e-3 * unit:
+        return  # a kink is near
+    forwards = torch.func.jvp(function, tuple(values), tuple(directions))[1]
+    off = float((forwards - middle).abs().max())
+    expect(off <= 3e-3 * unit, f"{name}: forwards off by {off / unit:.1e}: {forwards}, differences {middle}")
+    weight = chance.normal(*here.shape)
+    slopes = torch.func.vjp(function, *values)[1](weight)
+    backwards = float(sum((slope * way).sum() for slope, way in zip(slopes, directions, strict=True)))
+    forwards = float((weight * forwards).sum())
+    expect(abs(backwards - forwards) <= 1e-6 * (abs(forwards) + unit), f"{name}: {backwards} backwards, {forwards}")
+
+
+def _projection(chance):
+    name = chance.of(*convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    numbers, structure = tree.flatten(example.members)
+    if name in ("TransportPolytope", "Box", "BoxHyperplane"):  # whose totals, or equal bounds, do not move alone
+        return (
+            lambda x, step: example.members.project(x, step.exp()),
+            [convex.candidate(chance, example), convex.metric(chance, example).log()],
+            name,
+        )
+    return (
+        lambda x, step, *numbers: tree.unflatten(structure, list(numbers)).project(x, step.exp()),
+        [convex.candidate(chance, example), convex.metric(chance, example).log(), *numbers],
+        name,
+    )
+
+
+def _linear_fit(chance):
+    """The fitted values, which are unique whatever the rank; both bounds move together."""
+    rows, columns = chance.of(1, 2, 3, 5, 9), chance.of(1, 2, 3, 5, 8)
+    lower, upper = bounds(chance, columns)
+    a = matrix(chance, rows, columns)
+    size = a.norm(dim=0).clamp(min=1e-300)
+    if not torch.linalg.cond(a / size) < 1e5:  # a derivative loses twice as many digits as the solution
+        a = chance.normal(rows, columns)
+    values = [a, chance.normal(rows), torch.zeros(columns, dtype=DTYPE)]
+    return lambda a, b, shift: a @ bx.bvls(a, b, lower + shift, upper + shift), values, "bvls"
+
+
+def _minimizer(chance):
+    """Of a convex loss with parameters of its own, in a box or in another set."""
+    name = chance.of("Box", "Box", "Box", *convex.NAMES)
+    example = convex.example(chance, name, bounds, matrix)
+    count = int(np.prod(example.shape))
+    a = chance.normal(count, count)
+    hessian = a @ a.mT
+    hessian = hessian / torch.linalg.matrix_norm(hessian, 2) + 0.2 * torch.eye(count, dtype=DTYPE)
+    start = convex.candidate(chance, example)
+
+    def loss(x, target, weight):
+        away = x.reshape(-1) - target
+        return away @ hessian @ away / 2 + weight * torch.sqrt(1 + away.square()).sum()
+
+    def solver(x, *parameters):
+        make = bx.lbfgsb if name == "Box" else bx.spg
+        return bx.minimize(loss, x, make(example.members), args=parameters, tol=1e-11, max_steps=2000).params
+
+    minimizer = bx.implicit_minimizer(
+        solver, loss, example.members, linear_solver=chance.of("cg", "dense"), step_size=0.5
+    )
+    parameters = [chance.normal(count) * chance.of(0.1, 1.0, 10.0), 0.1 * chance.uniform()]
+    return (lambda *parameters: minimizer(start, *parameters).params), parameters, f"minimizer in {name}"
+
+
+FAMILIES = {
+    "linear": (linear, 4),
+    "fits": (fits, 2),
+    "losses": (losses, 2),
+    "programs": (programs, 1),
+    "projections": (projections, 4),
+    "operations": (operations, 2),
+    "constrained": (constrained, 2),
+    "regularized": (regularized, 1),
+    "sensitivities": (sensitivities, 2),
+}
 
 
 def expect(condition, message):
@@ -257,7 +488,8 @@ def attack(seed, number, names=tuple(FAMILIES)):
     """Run one problem; its family, and what was found or None."""
     family = random.Random(f"family-{seed}-{number}").choices(names, [FAMILIES[name][1] for name in names])[0]
     try:
-        FAMILIES[family][0](Chance(seed, number))
+        with np.errstate(all="ignore"):
+            FAMILIES[family][0](Chance(seed, number))
     except Exception as error:
         return family, error
     return family, None
@@ -271,7 +503,6 @@ def main():
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    np.seterr(all="ignore")
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     counts, findings = Counter(), 0
     for number in range(arguments.count):

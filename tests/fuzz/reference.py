@@ -63,7 +63,9 @@ def reference(program: Program) -> list[Step]:
             )
         steps.append(Step(gradients, state, params, updates, new))
         moved = bx.apply_updates(params, updates)
-        if program.lands and finite(gradients) and finite(state):
+        # From more than 1e16 away, as barriers in a box that is a point lead, an equation may not hold: see guarantees.
+        near = "BoxHyperplane" not in program.lands or "barrier" not in program.transformation
+        if program.lands and near and finite(gradients) and finite(state):
             _feasible(program, moved, (params, gradients), f"step {number}")
             _feasible(program, *_from_far(program, params, updates), f"step {number} from far outside")
         params, state = moved, new

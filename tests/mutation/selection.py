@@ -55,6 +55,19 @@ AREAS = {
         ["constrain", "bad_input", "feasible_steps", "combine", "errors", "traced", "devices", "pack"],
         ("project]", "projected]", "barrier", "tangent]", "penal", "add_", "mirror]", "expon", "frank", "prox+L"),
     ),
+    "sets": Area(
+        [
+            f"boxopt/sets/{name}.py"
+            for name in ("affine", "balls", "cones", "intersection", "orders", "polyhedron", "simplex", "splitting")
+        ],
+        ["sets", "projections", "barriers", "edges", "bad_input", "feasible_steps", "pack", "regularizers"],
+        ("barrier+L2Ball",),
+    ),
+    "least squares": Area(
+        solve("nnls", "losses", "least_squares", "levenberg_marquardt", "gauss_newton", "quadratic"),
+        ["nnls", "least_squares", "solvers"],
+        ("levenberg",),
+    ),
     "adam": Area(
         ["boxopt/scale/adam.py"],
         ["optimizers", "foreach", "parity", "traced", "devices", "combine"],
