@@ -54,7 +54,9 @@ class SetEntry:
 
 E_ = SetEntry
 LENGTH = {"dim": "its vectors have a fixed length: test_projections.py"}
-STEPS = {"derivative in a metric": "that of a few steps of an iteration: see boxopt.sets.matrices"}
+STEPS = {
+    "derivative in a metric": "that of a few steps of an iteration, as the set is not convex: boxopt.sets.matrices"
+}
 SETS = [
     E_("Box", lambda h: bx.Box(-0.5, h.offset), exact=True),
     E_("NonNegative", lambda h: S.NonNegative(), exact=True),

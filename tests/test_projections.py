@@ -142,7 +142,7 @@ def test_matrix_sets_against_cvxpy(name, kind, in_metric):
     step = np.exp(0.7 * np.random.default_rng(5).normal(size=shape)) if in_metric else np.ones(shape)
     if name == "PSD":  # whose metric, like its members, is symmetric
         y, step = (y + y.T) / 2, np.sqrt(step * step.T)
-    check(members, y, step, constraints, 1e-6 if in_metric and name != "TransportPolytope" else 0.0)
+    check(members, y, step, constraints)
 
 
 MATRICES = {

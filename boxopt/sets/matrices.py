@@ -5,7 +5,8 @@ of a step size that varies over the entries there is none: it is found by Newton
 `boxopt.sets.matrix_metric`. `Stiefel`, which is not convex, takes at most `_METRIC_STEPS` steps of accelerated
 projected gradient instead; its derivatives there are those of `_METRIC_DERIVATIVE_STEPS` more from the solution.
 
-**Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`.
+**Derivatives** are exact to the second order, also where eigenvalues are equal: see `boxopt.sets.spectral`. In a metric
+so are those of matrices with at most 1,024 entries, of larger ones they are approximate.
 """
 
 from __future__ import annotations
