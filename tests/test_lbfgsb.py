@@ -374,7 +374,7 @@ def test_a_loss_with_many_roundings():
 
 @pytest.mark.parametrize("size", [2, 4, 6])
 def test_steps_are_mirror_images_and_better_than_gradient_steps(size):
-    """Of ill-conditioned models from points at and near bounds, so that truncated steps are poor."""
+    """Of ill-conditioned models from points at and near bounds, whichever coordinates the step before wants held."""
     generator = torch.Generator().manual_seed(size)
     draw = lambda *shape: torch.randn(shape, dtype=F64, generator=generator)  # noqa: E731
     for _ in range(200):
@@ -383,22 +383,46 @@ def test_steps_are_mirror_images_and_better_than_gradient_steps(size):
         model = DenseModel(matrix, torch.tensor(False))
         lower = -torch.rand(size, dtype=F64, generator=generator) * (torch.arange(size) > 0)
         upper = 10 ** draw(size)
-        point = torch.zeros(size, dtype=F64)
-        step = box_step(model, point, slope, lower, upper)
-        assert ((step >= lower) & (step <= upper)).all()
-        torch.testing.assert_close(box_step(model, point, -slope, -upper, -lower), -step, rtol=1e-9, atol=1e-12)
+        point, side = torch.zeros(size, dtype=F64), torch.zeros(size, dtype=F64)
         value = lambda d, m=matrix, g=slope: g @ d + d @ m @ d / 2  # noqa: E731
         rate = slope @ slope / (slope @ matrix @ slope)
-        assert value(step) <= value((-rate * slope).clamp(lower, upper)) + 1e-12 * value(step).abs()
+        for _ in range(3):
+            step, following = box_step(model, point, slope, lower, upper, side)
+            assert ((step >= lower) & (step <= upper)).all()
+            mirrored = box_step(model, point, -slope, -upper, -lower, -side)
+            torch.testing.assert_close(mirrored.step, -step, rtol=1e-9, atol=1e-12)
+            assert torch.equal(mirrored.side, -following)
+            assert value(step) <= value((-rate * slope).clamp(lower, upper)) + 1e-12 * value(step).abs()
+            side = following
 
 
 def test_a_step_within_bounds_is_least_on_the_face_that_it_goes_to():
     """The first coordinate goes to its bound; the second then to where its slope, which the first has changed, is 0."""
     matrix, point, slope = torch.tensor([[2.0, 0.8], [0.8, 1.0]]), torch.zeros(2), torch.tensor([8.0, 0.5])
     model = DenseModel(matrix.to(F64), torch.tensor(False))
-    lower = torch.tensor([-1.0, -9.0], dtype=F64)
-    step = box_step(model, point.to(F64), slope.to(F64), lower, -lower)
+    lower, point = torch.tensor([-1.0, -9.0], dtype=F64), point.to(F64)
+    step, following = box_step(model, point, slope.to(F64), lower, -lower, point)
     torch.testing.assert_close(step, torch.tensor([-1.0, -(0.5 - 0.8) / 1.0], dtype=F64))
+    assert not following.any()
+
+
+def test_what_is_in_the_way_is_held_by_the_next_step_until_its_slope_points_inward():
+    """The gradient at the first coordinate's bound points inward, but the minimizer over both is beyond it."""
+    model = DenseModel(torch.tensor([[1.0, 5.0], [5.0, 100.0]], dtype=F64), torch.tensor(False))
+    lower, upper = torch.tensor([0.0, -INF], dtype=F64), torch.full((2,), INF, dtype=F64)
+    point = side = torch.zeros(2, dtype=F64)
+    slope = torch.tensor([-1e-3, -1.0], dtype=F64)
+    step, side = box_step(model, point, slope, lower, upper, side)
+    assert side.tolist() == [-1.0, 0.0]
+    step, side = box_step(model, point, slope, lower, upper, side)
+    torch.testing.assert_close(step, torch.tensor([0.0, 0.01], dtype=F64))
+    assert side.tolist() == [-1.0, 0.0]
+    away = torch.tensor([-1.0, -1.0], dtype=F64)
+    step, side = box_step(model, point, away, lower, upper, side)
+    assert side.tolist() == [0.0, 0.0]
+    torch.testing.assert_close(
+        box_step(model, point, away, lower, upper, side).step, -torch.linalg.solve(model.matrix, away)
+    )
 
 
 def test_a_matrix_is_kept_up_to_twice_the_memory():

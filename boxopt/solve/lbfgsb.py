@@ -27,6 +27,7 @@ class LBFGSBState(NamedTuple):
         direction: Where the line search goes from the last point accepted, a vector.
         search: The line search.
         model: The quadratic model of the loss.
+        side: At which bounds the next step holds coordinates, a vector: −1 at lower ones, 1 at upper ones.
         stalled: Whether no line search finds a decrease, not even along the projected gradient.
     """
 
@@ -35,6 +36,7 @@ class LBFGSBState(NamedTuple):
     direction: Tensor
     search: Search
     model: DenseModel | PairModel
+    side: Tensor
     stalled: Tensor
 
 
@@ -96,6 +98,7 @@ def _lbfgsb_start(flat: Flat, box: Box, point: Tensor, *, memory: int) -> LBFGSB
         torch.zeros_like(point),
         search,
         _model(point, memory),
+        torch.zeros_like(point),
         zero_like(point, torch.bool),
     )
 
@@ -137,16 +140,17 @@ def _advance_within(
     enough = torch.finfo(value.dtype).eps * (change * change).sum(0)
     curved = accepted & ~is_first & ((step * change).sum(0) > enough)
     model = state.model.learn(step, change, curved, failed)
-    direction = box_step(model.hessian(), iterate.params, iterate.gradient, lower, upper)
+    side = torch.where(failed, 0.0, state.side)
+    direction, side = box_step(model.hessian(), iterate.params, iterate.gradient, lower, upper, side)
     slope = (iterate.gradient * direction).sum(0)
     anew = start_search(iterate.value, slope, *_first_step(model, direction, iterate.params, lower, upper))
 
     turns = accepted | failed
-    direction = torch.where(turns, direction, state.direction)
+    direction, side = torch.where(turns, direction, state.direction), torch.where(turns, side, state.side)
     search = _where(turns, anew, search)
     stalled = state.stalled | (failed & state.model.fresh) | (turns & ~(slope < 0))
     trial = _onto_bounds(iterate.params + search.step * direction, iterate.params, lower, upper)
-    return LBFGSBState(iterate, torch.where(stalled, iterate.params, trial), direction, search, model, stalled)
+    return LBFGSBState(iterate, torch.where(stalled, iterate.params, trial), direction, search, model, side, stalled)
 
 
 def _first_step(
