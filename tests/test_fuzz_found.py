@@ -78,6 +78,18 @@ def test_updates_of_leaves_in_no_set_are_left_alone():
     assert changed["b"].tolist() == [-1, 0.5, 1]
 
 
+def test_derivatives_where_blocks_are_clipped_to_nothing():
+    """A limit of 0 is by what the root mean square was divided."""
+    update = lambda g, limit: bx.clip_by_block_rms(limit).update(g, (), g)[0]  # noqa: E731
+    gradient, limit = torch.tensor([3.0, -4.0]), torch.tensor(0.0)
+    by_gradient, by_limit = torch.func.jacrev(update, (0, 1))(gradient, limit)
+    assert torch.equal(by_gradient, torch.zeros(2, 2))
+    torch.testing.assert_close(by_limit, gradient / 12.5**0.5)
+    for limit in (0.0, 1.0):
+        by_gradient = torch.func.jacrev(update)(torch.zeros(2), torch.tensor(limit))
+        assert torch.equal(by_gradient, torch.eye(2))
+
+
 def test_a_small_step_beside_a_large_extrapolation():
     """α·g + β·(g − last), of which the second part is 0 at first, and would hide the first in other orders."""
     tx, gradient = bx.scale_by_optimistic_gradient(1e-8, 0.05), torch.tensor([-43232.0])

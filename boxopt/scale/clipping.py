@@ -11,7 +11,7 @@ from boxopt.core import exact, tree
 from boxopt.core.transform import GradientTransformation, bind, elementwise, no_state
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
-from boxopt.scale.norms import at_least, root, root_mean_square
+from boxopt.scale.norms import at_least, root, root_mean_square, shrinking
 from boxopt.scale.scalars import norm, scaled
 
 
@@ -82,17 +82,16 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 @elementwise  # of a packed tree the norm is the same
 def _clip_by_global_norm_update(updates: P, state: Any, params: P, *, max_norm: Scalar) -> tuple[P, Any]:
     length = norm(updates)
-    limit = exact.as_tensor(max_norm, length)
-    return scaled(updates, torch.where(length > limit, limit / length, 1.0)), state
+    return scaled(updates, shrinking(length, exact.as_tensor(max_norm, length))), state
 
 
 def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     r"""Scale each leaf of the updates down where its root mean square exceeds a limit.
 
-    $$ u = \frac{g}{\max(1, \operatorname{rms}(g)/\text{threshold})} $$
+    $$ u = g \cdot \min\left(1, \frac{\text{threshold}}{\operatorname{rms}(g)}\right) $$
 
     Args:
-        threshold: The largest root mean square, positive.
+        threshold: The largest root mean square, not negative.
 
     Returns:
         A gradient-space transformation without state.
@@ -117,7 +116,7 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
 def _clip_by_block_rms_update(updates: P, state: Any, params: P, *, threshold: Scalar) -> tuple[P, Any]:
     def limit(u: Tensor) -> Tensor:
         wide = exact.wide(u)
-        return exact.like(wide / at_least(root_mean_square(u) / exact.like(threshold, wide), 1.0), u)
+        return exact.like(wide * shrinking(root_mean_square(u), exact.like(threshold, wide)), u)
 
     return tree.map(limit, updates), state
 

@@ -34,6 +34,12 @@ def at_least(value: Tensor, least: Scalar) -> Tensor:
     return torch.where(value <= exact.like(least, value), exact.as_tensor(least, value), value)
 
 
+def shrinking(length: Tensor, limit: Tensor) -> Tensor:
+    """By what makes a length one that is within a limit: min(1, limit/length), 1 at length 0."""
+    exceeds = length > limit
+    return torch.where(exceeds, limit / torch.where(exceeds, length, 1.0), 1.0)
+
+
 class FactorState(NamedTuple):
     """The state of a transformation that multiplies leaves by numbers: ``factor``, those of the last update.
 
