@@ -11,7 +11,7 @@ from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
-from boxopt.solve.solver import shorter
+from boxopt.solve.solver import is_stuck, shorter
 from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, Point, advance_search, next_step, start_search
 
 F64 = torch.float64
@@ -471,6 +471,17 @@ def test_leaves_of_several_dtypes_in_a_batch():
     torch.testing.assert_close(result.params["wide"], expected[:, :2], rtol=0, atol=1e-6)
     torch.testing.assert_close(result.params["narrow"], expected[:, 2:].float(), rtol=0, atol=1e-6)
     assert (result.params["narrow"].double() >= -0.6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_search_is_stuck_where_it_began_or_where_little_of_its_step_is_left(dtype):
+    eps = torch.finfo(dtype).eps
+    point, whole = torch.tensor([1.0, 2.0], dtype=dtype), torch.ones((), dtype=dtype)
+    assert is_stuck(point, point, whole)
+    assert is_stuck(point * (1 + eps), point, whole)
+    assert not is_stuck(point + torch.tensor([0.0, 3 * eps], dtype=dtype), point, whole)
+    assert not is_stuck(point + 1, point, 2e-4 * eps * whole)
+    assert is_stuck(point + 1, point, 0.5e-4 * eps * whole)
 
 
 def test_after_a_step_that_failed_the_least_point_of_a_parabola_is_tried():
