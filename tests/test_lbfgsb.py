@@ -12,7 +12,7 @@ from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
 from boxopt.solve.solver import is_stuck, shorter
-from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, Point, advance_search, next_step, start_search
+from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, TRIALS, Point, advance_search, next_step, start_search
 
 F64 = torch.float64
 INF = float("inf")
@@ -574,6 +574,67 @@ def test_the_line_search_finds_what_wolfe_asks_for(name, first):
     assert accepted
     assert at <= value + DECREASE * step * slope
     assert here.abs() <= CURVATURE * slope.abs() or search.trials > PATIENCE  # which the second function needs
+
+
+ROUNDING = torch.finfo(F64).eps
+
+
+@pytest.mark.parametrize(
+    ("value", "slope", "trials", "ends", "expected"),
+    [
+        (0.999, 0.0, 0, False, True),  # a thousandth of what the slope promises is enough
+        (0.9991, 0.0, 0, False, False),
+        (1 + 50 * ROUNDING, 0.5, 0, False, True),  # where rounding hides that, the slope tells
+        (1 + 150 * ROUNDING, 0.5, 0, False, False),
+        (1 + 50 * ROUNDING, 0.9975, PATIENCE, False, True),
+        (1 + 50 * ROUNDING, 0.9985, PATIENCE, False, False),
+        (0.5, -0.9, 0, False, True),  # as flat as nine tenths
+        (0.5, 0.9, 0, False, True),
+        (0.5, -0.91, 0, False, False),
+        (0.5, 0.91, 0, False, False),
+        (0.5, -0.91, 0, True, True),  # the segment ends, and the loss goes on falling
+        (0.5, 0.91, 0, True, False),
+        (0.5, -0.91, PATIENCE - 1, False, False),
+        (0.5, -0.91, PATIENCE, False, True),
+    ],
+)
+def test_which_steps_a_line_search_accepts(value, slope, trials, ends, expected):
+    """From a loss of 1 with slope −1."""
+    one = torch.ones((), dtype=F64)
+    search = start_search(one, -one, one, one if ends else INF * one)._replace(trials=trials * one)
+    _, accepted, failed = advance_search(search, value * one, slope * one)
+    assert (bool(accepted), bool(failed)) == (expected, False)
+
+
+def test_a_line_search_fails_after_so_many_trials_or_where_its_interval_is_a_rounding():
+    one = torch.ones((), dtype=F64)
+    for trials, expected in ((TRIALS - 2, False), (TRIALS - 1, True)):
+        search = start_search(one, -one, one, INF * one)._replace(trials=trials * one)
+        assert bool(advance_search(search, 2 * one, one)[2]) == expected
+    search = start_search(one, -one, one, INF * one)
+    low = Point(one, one, -one)
+    for far, expected in ((64 * ROUNDING, False), (ROUNDING, True)):
+        search = search._replace(step=one + far, low=low, high=Point(one + far, 2 * one, one))
+        assert bool(advance_search(search, 3 * one, one)[2]) == expected
+
+
+@pytest.mark.parametrize("value", [INF, -INF, float("nan")])
+def test_a_start_without_a_finite_loss_is_where_it_ends(value):
+    solver, start = bx.lbfgsb(), torch.tensor([1.0, 2.0])
+    updates, state = solver.update(torch.ones(2), solver.init(start), start, value=torch.tensor(value))
+    assert not updates.any()
+    assert bool(state.stalled)
+
+
+def test_a_model_that_is_not_finite_is_that_of_one_problem_of_a_batch():
+    """Which takes a gradient step, as far as it knows; the other its own."""
+    matrix = torch.stack([torch.eye(2, dtype=F64) * 4, torch.full((2, 2), torch.nan, dtype=F64)], -1)
+    zero, bound = torch.zeros(2, 2, dtype=F64), torch.full((2, 2), 9.0, dtype=F64)
+    slope = torch.tensor([[1.0, 1.0], [-2.0, -2.0]], dtype=F64)
+    both = box_step(DenseModel(matrix, torch.tensor([False, False])), zero, slope, -bound, bound, zero).step
+    torch.testing.assert_close(both[:, 0], -slope[:, 0] / 4)
+    torch.testing.assert_close(both[:, 1], -slope[:, 1] * both[1, 1] / 2)
+    assert both[1, 1] > 0
 
 
 def test_line_searches_side_by_side():
