@@ -11,7 +11,7 @@ from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
 from boxopt.solve.pair_model import PairModel
-from boxopt.solve.solver import is_stuck, shorter
+from boxopt.solve.solver import finite, is_stuck, shorter
 from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, TRIALS, Point, advance_search, next_step, start_search
 
 F64 = torch.float64
@@ -626,15 +626,52 @@ def test_a_start_without_a_finite_loss_is_where_it_ends(value):
     assert bool(state.stalled)
 
 
-def test_a_model_that_is_not_finite_is_that_of_one_problem_of_a_batch():
-    """Which takes a gradient step, as far as it knows; the other its own."""
-    matrix = torch.stack([torch.eye(2, dtype=F64) * 4, torch.full((2, 2), torch.nan, dtype=F64)], -1)
-    zero, bound = torch.zeros(2, 2, dtype=F64), torch.full((2, 2), 9.0, dtype=F64)
-    slope = torch.tensor([[1.0, 1.0], [-2.0, -2.0]], dtype=F64)
-    both = box_step(DenseModel(matrix, torch.tensor([False, False])), zero, slope, -bound, bound, zero).step
-    torch.testing.assert_close(both[:, 0], -slope[:, 0] / 4)
-    torch.testing.assert_close(both[:, 1], -slope[:, 1] * both[1, 1] / 2)
-    assert both[1, 1] > 0
+def test_steps_of_problems_side_by_side():
+    """As of each alone; of one the model is not finite, which takes a gradient step, as far as it knows."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(shape, dtype=F64, generator=generator)  # noqa: E731
+    count, size = 40, 4
+    root = draw(size, size, count) * 10 ** torch.linspace(-2, 1, size, dtype=F64)[:, None]
+    matrix = torch.einsum("kic,kjc->ijc", root, root)
+    matrix[..., 0] = torch.nan
+    slope, point = draw(size, count), torch.zeros(size, count, dtype=F64)
+    lower, upper, side = -torch.rand(size, count, dtype=F64, generator=generator), draw(size, count).exp(), point
+    fresh, held = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    for _ in range(3):
+        step, following = box_step(DenseModel(matrix, fresh), point, slope, lower, upper, side)
+        for i in range(count):
+            parts = (part[..., i] for part in (point, slope, lower, upper, side))
+            alone = box_step(DenseModel(matrix[..., i], fresh[i]), *parts)
+            torch.testing.assert_close(step[:, i], alone.step, rtol=1e-7, atol=1e-9)
+            assert torch.equal(following[:, i], alone.side)
+        side, held = following, held | following.any(0)
+    assert 0 < held.sum() < count
+    torch.testing.assert_close(step[:, 0], (step[0, 0] / slope[0, 0] * slope[:, 0]).clamp(lower[:, 0], upper[:, 0]))
+    assert step[:, 0].any()
+
+
+@pytest.mark.parametrize(("gradient", "value"), [(INF, 1.0), (float("nan"), 1.0), (1.0, INF), (1.0, float("nan"))])
+def test_what_is_not_finite_is_told_to_solvers_as_an_infinite_loss(gradient, value):
+    slope, loss = finite(torch.tensor([gradient, 2.0]), torch.tensor(value))
+    assert (slope.tolist(), float(loss)) == ([0.0, 0.0], INF)
+    slope, loss = finite(torch.tensor([1.0, 2.0]), torch.tensor(3.0))
+    assert (slope.tolist(), float(loss)) == ([1.0, 2.0], 3.0)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0.01, 0.1), (1.99, 1.9), (1.5, 1.5)])
+def test_the_line_search_keeps_away_from_the_ends_of_its_interval(least, expected):
+    parabola = lambda a: (a - least) ** 2  # noqa: E731
+    low, high = at(parabola, 0.0), at(parabola, 2.0)
+    assert float(next_step(low, low, high, search_with())) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("upper", "limit"), [(None, 1e10), (30.0, 15.0), (0.5, 1.0)])
+def test_a_line_search_ends_at_the_first_bound(upper, limit):
+    """Which is so many of the first steps away; without one it ends somewhere too."""
+    solver, start = bx.lbfgsb(bx.Box(-100.0, upper)), torch.zeros(2, dtype=F64)
+    slope = torch.tensor([-2.0, 0.0], dtype=F64)
+    _, state = solver.update(slope, solver.init(start), start, value=torch.zeros((), dtype=F64))
+    assert float(state.search.limit) == limit
 
 
 def test_line_searches_side_by_side():
