@@ -513,7 +513,7 @@ ENTRIES = [
             (
                 ("contrib.prodigy",),
                 lambda h: bx.contrib.prodigy(schedule(h), (0.9, 0.8), estim_lr0=h.weight, weight_decay=0.1),
-                OVER_ALL,
+                OVER_ALL | {"zero weight": "it divides by the first estimate of the distance"},
             ),
             (
                 ("contrib.mechanize",),

@@ -223,9 +223,9 @@ def test_stacked_without_vmap(entry):
 # --- 4. differentiable ---------------------------------------------------------------------------------------------
 
 
-def _as_function(entry, params, gradients, state):
+def _as_function(entry, params, gradients, state, numbers=None):
     """The update as a function of grads, params, state and hyperparameters, all flat tensors in float64."""
-    tensors, structure = pytree.tree_flatten((gradients, params, state, Hyper()))
+    tensors, structure = pytree.tree_flatten((gradients, params, state, numbers or Hyper()))
     varied = [
         i
         for i, x in enumerate(tensors)
@@ -269,6 +269,25 @@ def test_derivatives_are_finite_everywhere(entry, place):
     gradients = {"a": torch.tensor([slope, -slope, 0.0], dtype=torch.float64)}
     state = entry.build(Hyper()).init(params)
     function, inputs = _as_function(entry, params, gradients, state)
+    _check_derivatives_are_finite(function, inputs)
+
+
+@every_entry
+@pytest.mark.parametrize("name", ["lr", "weight"])
+def test_derivatives_are_finite_where_numbers_are_zero(entry, name):
+    """As a limit may be, or the strength of a regularizer; or it is refused."""
+    skip_exempt(entry, f"zero {name}")
+    params = {"a": torch.tensor([0.3, -0.4, 0.6], dtype=torch.float64)}
+    gradients = {"a": torch.tensor([0.5, 0.0, 2.5], dtype=torch.float64)}
+    numbers = Hyper()._replace(**{name: 0.0})
+    try:
+        state = entry.build(numbers).init(params)
+    except ValueError as error:
+        pytest.skip(str(error))
+    _check_derivatives_are_finite(*_as_function(entry, params, gradients, state, numbers))
+
+
+def _check_derivatives_are_finite(function, inputs):
     outputs = function(*inputs)
     if not outputs:
         return
