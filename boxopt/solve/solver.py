@@ -268,10 +268,8 @@ def shorter(fraction: Tensor, promised: Tensor, rise: Tensor) -> Tensor:
         promised: How much the loss would have risen if it were linear, a negative number.
         rise: How much it rose. The parabola has this rise, and at 0 the slope ``promised / fraction``.
     """
-    excess = rise - promised
-    sensible = (excess > 0) & (excess < torch.inf)
-    lowest = -0.5 * promised / torch.where(sensible, excess, 1.0)
-    within = sensible & (lowest >= 0.1) & (lowest <= 0.9)
+    lowest = -0.5 * promised / (rise - promised)
+    within = (lowest >= 0.1) & (lowest <= 0.9)  # what is not finite is not
     return torch.where(within, lowest, torch.where(rise < torch.inf, 0.5, 0.1)) * fraction
 
 
