@@ -7,6 +7,7 @@ import torch
 from torch.func import vmap
 
 import boxopt as bx
+from boxopt.core import tree
 from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
@@ -234,6 +235,23 @@ def test_flat_directions_and_linear_losses():
     assert float(result.value) < 1e-12
     result = solve(lambda x: x[0] - 1e-8 * x[1] + 1e8 * x[2], [0.3, 0.3, 0.3], [0.0] * 3, [1.0] * 3, tol=0.0)
     assert result.params.tolist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("memory", [10, 1])
+def test_nothing_is_learned_where_the_gradient_does_not_change(memory):
+    solver, point, slope = (
+        bx.lbfgsb(memory=memory),
+        torch.zeros(3, dtype=F64),
+        torch.tensor([1.0, -2.0, 0.5], dtype=F64),
+    )
+    state = solver.init(point)
+    for _ in range(4):
+        updates, state = solver.update(slope, state, point, value=slope @ point)
+        point = point + updates
+        assert bool(state.model.fresh)
+        assert not bool(state.stalled)
+    assert all(leaf.isfinite().all() for leaf in tree.leaves(state.model))
+    assert {leaf.dtype for leaf in tree.leaves(state)} <= {F64, torch.int64, torch.bool}
 
 
 def test_unbounded_below_ends_at_the_limit():

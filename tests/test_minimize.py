@@ -13,6 +13,7 @@ from torch import Tensor
 
 import boxopt as bx
 from boxopt.core import tree
+from boxopt.solve import pool
 from boxopt.solve.solver import Iterate, first_iterate, make_solver, next_iterate, zero_like
 from boxopt.solve.step import Limits, status_of
 
@@ -520,6 +521,57 @@ def test_compiled():
             given[0][:7], descent(bx.Box(0.0, box.upper[:7])), args=(center[:7], weight[:7]), compile=True, chunk_size=8
         )
         assert_same(some, tree.map(lambda leaf: leaf[:7], eager))
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """What was compiled, without a compiler: each writes over what it is given, and takes the same shapes for ever."""
+    made = []
+
+    def compile(function, *, donate_argnums, options):
+        assert donate_argnums == 0
+        assert options
+        shapes = []
+
+        def step(run, *rest):
+            shapes.append([(leaf.shape, leaf.dtype) for leaf in run])
+            assert shapes[-1] == shapes[0]
+            assert len({leaf.data_ptr() for leaf in run if leaf.numel()}) == sum(leaf.numel() > 0 for leaf in run)
+            return [old.copy_(new) for old, new in zip(run, function(run, *rest), strict=True)]
+
+        made.append(shapes)
+        return step
+
+    pool._compiled.cache_clear()
+    monkeypatch.setattr(pool, "compile", compile)
+    yield made
+    pool._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("make", [descent, bx.lbfgsb], ids=["rows", "columns"])
+def test_what_is_compiled_once_serves_all_batches(make, programs):
+    """Of any size and with other numbers; what is shared by problems is another kind, as another dtype is."""
+    center, weight, box = quadratics(21)
+    run = partial(bx.minimize, quadratic, batch_dims=1, max_steps=60, tol=1e-6)
+    given = torch.zeros_like(center), make(box)
+    eager = run(*given, args=(center, weight))
+    some, few = (lambda leaf: leaf[:7]), bx.Box(0.0, box.upper[:7])
+    for _ in range(2):
+        assert_same(run(*given, args=(center, weight), compile=True, chunk_size=8), eager)
+        assert not given[0].any()
+        result = run(given[0][:7], make(few), args=(center[:7], weight[:7]), compile=True, chunk_size=8)
+        assert_same(result, tree.map(some, eager))
+    assert len(programs) == 1
+    assert len(programs[0]) >= 2 * (int(eager.steps.sum()) // 8)
+    shared = given[0], make(bx.Box(0.0, box.upper[0]))
+    assert_same(run(*shared, args=(center, weight), compile=True, chunk_size=8), run(*shared, args=(center, weight)))
+    assert len(programs) == 2
+    narrow = run(given[0].float(), make(box), args=(center, weight), compile=True, chunk_size=8)
+    assert narrow.params.dtype == torch.float32
+    assert len(programs) == 3
+    one = run(given[0][0], make(bx.Box(0.0, 1.0)), args=(center[0], weight[0]), batch_dims=0, compile=True)
+    assert_same(one, run(given[0][0], make(bx.Box(0.0, 1.0)), args=(center[0], weight[0]), batch_dims=0))
+    assert len(programs) == 4
 
 
 def test_a_compiled_quasi_newton_method():
