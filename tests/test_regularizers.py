@@ -146,14 +146,21 @@ def test_low_rank_in_metrics_that_vary_much(shape, spread):
     assert min(ranks) < max(ranks)
 
 
-@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160])
-def test_nuclear_in_metrics_of_any_size(size):
-    """λη is what counts, also where a product of step sizes leaves the numbers' range, or they are subnormal."""
-    y, step = 2 * draw((3, 3), 1), steps((3, 3), 2)
-    expected = R.Nuclear(0.5).prox(y, step)
-    torch.testing.assert_close(R.Nuclear(0.5 / size).prox(y, size * step), expected, rtol=1e-12, atol=1e-12)
-    narrow = torch.full((3, 3), 1e-45) * torch.arange(1, 10).reshape(3, 3)
-    torch.testing.assert_close(R.Nuclear(0.5).prox(y.float(), narrow), y.float(), rtol=1e-6, atol=0)
+@every_case
+@both_metrics
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_product_of_weight_and_step_counts(case, in_metric, size):
+    """Also where products of step sizes leave the numbers' range."""
+    y, step = draw(case.shape, 1).float(), steps(case.shape, 2).float() if in_metric else torch.tensor(0.7)
+    expected = case.build(0.5).prox(y, step)
+    torch.testing.assert_close(case.build(0.5 / size).prox(y, size * step), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_case
+def test_subnormal_steps(case):
+    y = draw(case.shape, 3).float()
+    step = torch.full(case.shape, 1e-45) * torch.randint(1, 9, case.shape)
+    torch.testing.assert_close(case.build(0.5).prox(y, step), y, rtol=1e-6, atol=1e-30)
 
 
 ADVERSARIAL = {
