@@ -11,6 +11,7 @@ from boxopt.core import tree
 from boxopt.solve.box_step import box_step
 from boxopt.solve.columns import ColumnStep
 from boxopt.solve.dense_model import DenseModel
+from boxopt.solve.lbfgsb import _first_step
 from boxopt.solve.pair_model import PairModel
 from boxopt.solve.solver import finite, is_stuck, shorter
 from boxopt.solve.wolfe import CURVATURE, DECREASE, PATIENCE, TRIALS, Point, advance_search, next_step, start_search
@@ -681,6 +682,28 @@ def test_the_line_search_keeps_away_from_the_ends_of_its_interval(least, expecte
     parabola = lambda a: (a - least) ** 2  # noqa: E731
     low, high = at(parabola, 0.0), at(parabola, 2.0)
     assert float(next_step(low, low, high, search_with())) == pytest.approx(expected)
+
+
+def test_nothing_is_learned_from_a_trial_that_is_refused():
+    solver, point = bx.lbfgsb(), torch.tensor([1.0, 2.0], dtype=F64)
+    learned, slope = [], torch.tensor([1.0, 4.0], dtype=F64)
+    state, value = solver.init(point), (slope @ point**2) / 2
+    for rise in (0.0, 100.0, 0.0, 0.0, 0.0):  # the second trial is much worse than it should be
+        updates, state = solver.update(slope * point, state, point, value=value + rise)
+        point = point + updates
+        value = (slope @ point**2) / 2
+        learned.append(state.model)
+    assert torch.equal(learned[1].matrix, learned[0].matrix)
+    assert bool(learned[1].fresh)
+    assert not bool(learned[-1].fresh)
+
+
+def test_line_searches_side_by_side_end_at_their_own_bounds():
+    model = DenseModel(torch.eye(2, dtype=F64).unsqueeze(-1).expand(2, 2, 2), torch.tensor([True, True]))
+    point, direction = torch.zeros(2, 2, dtype=F64), torch.tensor([[1.0, 1.0], [0.0, 2.0]], dtype=F64)
+    upper = torch.tensor([[8.0, 30.0], [5.0, 10.0]], dtype=F64)
+    first, limit = _first_step(model, direction, point, -upper, upper)
+    assert (first.tolist(), limit.tolist()) == ([1.0, 1.0], [8.0, 5.0])
 
 
 @pytest.mark.parametrize(("upper", "limit"), [(None, 1e10), (30.0, 15.0), (0.5, 1.0)])
