@@ -20,6 +20,7 @@ import types
 from collections import Counter, defaultdict
 from functools import _lru_cache_wrapper
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -192,6 +193,18 @@ def _tried(mutant: Mutant, items):
     return SURVIVED if all(_passes(item)[0] for item in items) else KILLED
 
 
+class _Unregistered:
+    """An operator's function: to register it again would destroy the operator that is in use."""
+
+    def __init__(self, name, function, **_):
+        self.function = function
+
+    def register_fake(self, function):
+        pass
+
+    register_vmap = register_fake
+
+
 def _put_in(mutant: Mutant):
     """Change what has been imported: the code and the defaults of a function, or a number of the module.
 
@@ -201,7 +214,8 @@ def _put_in(mutant: Mutant):
     module = next(m for m in sys.modules.values() if getattr(m, "__file__", None) == path)
     scratch = vars(types.ModuleType(module.__name__))
     try:
-        exec(compile(mutant.source, path, "exec", dont_inherit=True), scratch)
+        with mock.patch("torch.library.custom_op", _Unregistered):
+            exec(compile(mutant.source, path, "exec", dont_inherit=True), scratch)
     except Exception:
         return False
     gc.unfreeze()  # what the tests' settings have frozen is not in the list
