@@ -62,13 +62,14 @@ def box_step(
     def model(step: Tensor) -> Tensor:
         return (gradient * step).sum(0) + hessian.curvature(step) / 2
 
-    bent = model(projected) < model(truncated)
+    at_projected, at_truncated = model(projected), model(truncated)
+    bent = at_projected < at_truncated
     step = torch.where(bent, projected, truncated)
     following = torch.where(~bent & (room < _IN_THE_WAY), onward.sign(), 0.0)
     if not _is_known_false(side != 0):
-        best, slope = model(step), gradient + hessian.times(step)
+        slope = gradient + hessian.times(step)
         following = torch.where(side * slope < 0, side, following)
-        worse = (side != 0).any(0) & ~(best < model(cauchy))
+        worse = (side != 0).any(0) & ~(torch.where(bent, at_projected, at_truncated) < model(cauchy))
         step, following = torch.where(worse, cauchy, step), torch.where(worse, 0.0, following)
     return BoxStep(torch.where((gradient * step).sum(0) < 0, step, cauchy), following)
 
