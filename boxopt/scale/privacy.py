@@ -12,6 +12,7 @@ from boxopt.core.transform import GradientTransformation, bind
 from boxopt.core.types import P, Scalar
 from boxopt.core.values import check_nonnegative
 from boxopt.scale.moments import safe_sqrt
+from boxopt.scale.norms import shrinking
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
@@ -78,7 +79,7 @@ def _private_update(
     squares = tree.reduce(torch.add, [_squares(exact.wide(g)) for g in leaves])
     norms = safe_sqrt(squares)
     bound = exact.as_tensor(limit, norms)
-    weights = torch.where(norms > bound, bound / norms, 1.0)
+    weights = shrinking(norms, bound)
 
     def aggregate(g: Tensor, key: Tensor) -> Tensor:
         wide = exact.wide(g)
