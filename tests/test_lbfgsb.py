@@ -286,6 +286,37 @@ def test_a_gradient_that_points_inward_where_the_minimizer_points_outward(size, 
     assert result.steps < 100
 
 
+def test_what_more_memory_is_worth():
+    """As docs/solvers.md says: least squares of a bad condition, for which ten pairs are too few."""
+    size, problems = 30, 3
+    matrix = random(problems, size, size, seed=1) * 10 ** torch.linspace(-3, 1, size, dtype=F64)
+    center = random(problems, size, seed=2)
+    lower = torch.where(random(problems, size, seed=3) < 0, -0.2, -INF)
+    start = torch.zeros(problems, size, dtype=F64)
+    assert (torch.linalg.cond(matrix) > 1e4).all()
+
+    def loss(x, matrix, center):
+        return ((matrix @ (x - center)) ** 2).sum() / 2
+
+    def run(memory):
+        solver = bx.lbfgsb(bx.Box(lower, None), memory=memory)
+        return bx.minimize(loss, start, solver, args=(matrix, center), batch_dims=1, tol=1e-6, max_steps=1000)
+
+    enough, few = run(15), run(10)
+    assert (enough.status == bx.Status.GRADIENT).all()
+    assert (enough.steps < 450).all()
+    assert (few.status == bx.Status.LIMIT).all()
+    for a, c, bound, x in zip(*(part.numpy() for part in (matrix, center, lower, start)), strict=True):
+
+        def both(x, a=a, c=c):
+            residual = a @ (x - c)
+            return residual @ residual / 2, a.T @ residual
+
+        options = {"ftol": 0.0, "gtol": 1e-6, "maxiter": 1000, "maxfun": 1000}
+        bounds = scipy.optimize.Bounds(bound, np.inf)
+        assert not scipy.optimize.minimize(both, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).success
+
+
 def test_stalls_at_a_minimum_to_all_digits():
     result = solve(rosenbrock, [-1.2, 1.0], tol=0.0, max_steps=300)
     assert bx.Status(int(result.status)) in (bx.Status.STALLED, bx.Status.GRADIENT)

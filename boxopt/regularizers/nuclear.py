@@ -8,7 +8,8 @@ $$ x = y - \eta z, \qquad z = \arg\min_{\sigma_1(z) \le \lambda} \sum \eta \, (z
 a projection onto a ball of the spectral norm: Newton's method, see `boxopt.sets.matrix_metric`. With any number $m > 0$
 that is also $x = S(x + m z)$, where S is the proximal step in the scalar step size m: so that x is of low rank exactly.
 
-**Derivatives** are exact to the second order, also at equal singular values: see `boxopt.sets.spectral`.
+**Derivatives** are exact to the second order, also at equal singular values: see `boxopt.sets.spectral`. In a metric
+so are those of matrices with at most 1,024 entries, of larger ones they are approximate.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def _soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _in_metric(y: Tensor, step: Tensor, weight: Tensor) -> Tensor:
+    """The proximal step in the metric 1/step."""
     largest = step.detach().amax((-2, -1), keepdim=True)
     usable = largest > 0
     largest = torch.where(usable, largest, 1.0)
